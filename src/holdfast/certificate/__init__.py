@@ -1,0 +1,1 @@
+"""From a frozen plan to a signed or refused claim that anyone can recheck."""

@@ -1,0 +1,188 @@
+"""The records every stage reads: frozen, validated, with images from the first day.
+
+A message's content is a tuple of text and image parts. A label that was not given is `None`, never a tie.
+"""
+
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Role = Literal["system", "user", "assistant"]
+Severity = Annotated[int, Field(ge=0, le=3)]
+Rate = Annotated[int, Field(ge=-3, le=3)]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Text(Record):
+    """A stretch of text inside a message."""
+
+    type: Literal["text"] = "text"
+    text: str
+
+
+class Image(Record):
+    """An image inside a message: where its file lies, and the hash of its bytes."""
+
+    type: Literal["image"] = "image"
+    path: str
+    sha256: str = ""
+
+
+Part = Annotated[Text | Image, Field(discriminator="type")]
+
+
+class Message(Record):
+    """One turn of a conversation.
+
+    >>> Message.of("user", "How do I plant a tulip?").text
+    'How do I plant a tulip?'
+    """
+
+    role: Role
+    content: tuple[Part, ...]
+
+    @classmethod
+    def of(cls, role: Role, text: str, images: tuple[Image, ...] = ()) -> "Message":
+        """A turn with `text` after its `images` (the order vision-language templates expect)."""
+        return cls(role=role, content=(*images, Text(text=text)))
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content if isinstance(part, Text))
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(part for part in self.content if isinstance(part, Image))
+
+
+class Conversation(Record):
+    """Turns in order. It is a prompt when it ends with the user, answered when it ends with the assistant.
+
+    >>> prompt = Conversation.ask("How do I plant a tulip?")
+    >>> prompt.answered, prompt.answer("Dig a hole.").answered
+    (False, True)
+    """
+
+    messages: tuple[Message, ...] = Field(min_length=1)
+    id: str = ""
+
+    @classmethod
+    def ask(cls, text: str, images: tuple[Image, ...] = (), id: str = "") -> "Conversation":
+        """A prompt of one user turn."""
+        return cls(messages=(Message.of("user", text, images),), id=id)
+
+    def answer(self, text: str) -> "Conversation":
+        """This prompt with an assistant's answer behind it."""
+        return Conversation(messages=(*self.messages, Message.of("assistant", text)), id=self.id)
+
+    @property
+    def answered(self) -> bool:
+        return self.messages[-1].role == "assistant"
+
+    @property
+    def prompt(self) -> "Conversation":
+        """The conversation without its last answer."""
+        return Conversation(messages=self.messages[:-1], id=self.id) if self.answered else self
+
+    @property
+    def response(self) -> str:
+        """The text of the last answer; empty for a prompt."""
+        return self.messages[-1].text if self.answered else ""
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(image for message in self.messages for image in message.images)
+
+    @property
+    def key(self) -> str:
+        """A hash of the *prompt*: roles, normalised text and image hashes. Equal prompts share a fold."""
+        digest = hashlib.sha256()
+        for message in self.prompt.messages:
+            images = ",".join(image.sha256 or image.path for image in message.images)
+            text = " ".join(message.text.lower().split())
+            digest.update(f"{message.role}\x1f{images}\x1f{text}\x1e".encode())
+        return digest.hexdigest()
+
+
+class Pair(Record):
+    """Two answers to one prompt, the first preferred on one axis."""
+
+    id: str
+    prompt: Conversation
+    chosen: str
+    rejected: str
+    source: str = ""
+    split: str = ""
+
+
+class DualPair(Record):
+    """Two answers judged twice, for help and for harm; indices are 0-based.
+
+    `helpful_id`, `safer_id`: which answer won, `None` when unlabelled. `safe`: whether each answer is safe in
+    itself. `harmless_rate`: -3 extremely harmful .. 3 thoroughly reasoned refusal, 0 a bare refusal.
+    """
+
+    id: str
+    prompt: Conversation
+    responses: tuple[str, str]
+    helpful_id: Literal[0, 1] | None = None
+    safer_id: Literal[0, 1] | None = None
+    safe: tuple[bool | None, bool | None] = (None, None)
+    harmless_rate: tuple[Rate | None, Rate | None] = (None, None)
+    severity: tuple[Severity | None, Severity | None] = (None, None)
+    categories: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    image_severity: int | None = None
+    source: str = ""
+    split: str = ""
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DualPair":
+        if self.responses[0].strip() == self.responses[1].strip():
+            raise ValueError("the two responses are equal, so nothing can be learned from preferring one")
+        if self.safer_id is not None and self.safe[self.safer_id] is False and self.safe[1 - self.safer_id] is True:
+            raise ValueError(
+                f"labels contradict: response {self.safer_id} is called the safer one and unsafe, "
+                f"while response {1 - self.safer_id} is called safe"
+            )
+        for i in (0, 1):
+            safe, rate = self.safe[i], self.harmless_rate[i]
+            if safe is not None and rate is not None and safe != (rate >= 0):
+                raise ValueError(f"labels contradict: response {i} has safe={safe} and harmless_rate={rate}")
+        return self
+
+
+class Rated(Record):
+    """One answered conversation with named ratings; a missing rating is NaN."""
+
+    id: str
+    conversation: Conversation
+    labels: dict[str, float]
+    source: str = ""
+    split: str = ""
+
+
+class Labelled(Record):
+    """One answered conversation (or prompt) that a person called safe or unsafe."""
+
+    id: str
+    conversation: Conversation
+    safe: bool
+    severity: Severity | None = None
+    categories: tuple[str, ...] = ()
+    source: str = ""
+    split: str = ""
+
+
+class Scored(Record):
+    """One answered conversation with the scores a scorer gave it."""
+
+    id: str
+    conversation: Conversation
+    scores: dict[str, float]

@@ -1,0 +1,1 @@
+"""Two loops, one step, one checkpoint, one log."""

@@ -1,0 +1,1 @@
+"""A small generated world in which the truth is known."""

@@ -1,0 +1,1 @@
+"""What people prefer, learned: reward, cost and attribute models behind one `Scorer`."""

@@ -1,0 +1,1 @@
+"""Prompts in, samples with their log-probabilities out."""

@@ -1,0 +1,1 @@
+"""One central claim per file, tested with the criterion written down first."""

@@ -1,0 +1,1 @@
+"""One published method per file, each reading like its paper's method section."""

@@ -1,0 +1,1 @@
+"""Policies trained: supervised, actor-critic, leave-one-out, and under constraints."""
