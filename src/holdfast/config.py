@@ -85,6 +85,11 @@ def load(kind: type[Kind], path: str | Path | None = None, overrides: Iterable[s
     >>> load(Outer, overrides=["inner.rate=1e-3"]).inner.rate
     0.001
     """
+    return build(kind, read_values(path, overrides))
+
+
+def read_values(path: str | Path | None = None, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The values of a YAML file with overrides applied, before any settings class has looked at them."""
     values: Any = {}
     if path is not None:
         file = Path(path)
@@ -95,7 +100,7 @@ def load(kind: type[Kind], path: str | Path | None = None, overrides: Iterable[s
             raise UserError(f"{file}: expected settings as `key: value`, found a {type(values).__name__}")
     for override in overrides:
         _put(values, override)
-    return build(kind, values)
+    return values
 
 
 def build(kind: type[Kind], values: Mapping[str, Any]) -> Kind:

@@ -1,8 +1,8 @@
 """Losses before division.
 
 A loss over tokens or sequences is a sum and a count. Dividing early gives a mean of means, whose gradient
-depends on how the batch was cut. Nothing is divided until every micro-batch of every process has been counted,
-and only this module divides.
+depends on how the batch was cut. Nothing is divided until every micro-batch of every process has been
+counted, and only this module divides.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,33 @@ class Sum(NamedTuple):
     """A total that carries gradient, and the number of items it covers."""
 
     total: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
 
     @property
     def mean(self) -> Tensor:
         """The total per item; zero when nothing was counted."""
         return self.total / self.count.clamp(min=1)
+
+
+def precise(values: Tensor) -> Tensor:
+    """The same values in at least float32, where sums and logarithms are safe; float64 stays.
+
+    >>> precise(torch.ones(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def same_shape(**tensors: Tensor) -> None:
+    """None, or `ValueError` naming the shapes that differ: (B,) against (B, 1) would silently become (B, B).
+
+    >>> same_shape(chosen=torch.zeros(2), rejected=torch.zeros(2, 1))
+    Traceback (most recent call last):
+    ValueError: shapes must be equal: chosen (2,), rejected (2, 1)
+    """
+    if len({tensor.shape for tensor in tensors.values()}) > 1:
+        given = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items())
+        raise ValueError(f"shapes must be equal: {given}")
 
 
 def over(values: Tensor, mask: Tensor | None = None) -> Sum:
@@ -32,24 +53,20 @@ def over(values: Tensor, mask: Tensor | None = None) -> Sum:
     """
     if mask is None:
         mask = torch.ones_like(values, dtype=torch.bool)
-    if values.shape != mask.shape:
-        raise ValueError(f"values {tuple(values.shape)} and mask {tuple(mask.shape)} must agree")
-    # `where` rather than a product: a not-a-number behind the mask must not reach the sum.
-    return Sum(values.where(mask, values.new_zeros(())).sum(), mask.sum())
+    return Sum(_kept(values, mask).sum(), mask.sum())
 
 
 def per_sequence(values: Tensor, mask: Tensor) -> Sum:
     """Sum over sequences of each sequence's own mean; a sequence with no item counts for nothing.
 
-    values, mask: (B, T). Short and long answers weigh the same (safe_rlhf since pull request 154).
+    values, mask: (B, T). Short and long answers weigh the same, as in the trainer of Safe RLHF.
 
     >>> rows = torch.tensor([[1.0, 2.0, 3.0], [10.0, 0.0, 0.0]])
     >>> float(per_sequence(rows, torch.tensor([[True, True, True], [True, False, False]])).mean)
     6.0
     """
-    kept = values.where(mask, values.new_zeros(()))
     length = mask.sum(-1)
-    return Sum((kept.sum(-1) / length.clamp(min=1)).sum(), (length > 0).sum())
+    return Sum((_kept(values, mask).sum(-1) / length.clamp(min=1)).sum(), (length > 0).sum())
 
 
 def objective(terms: Mapping[str, Sum], counts: Mapping[str, float], weights: Mapping[str, float]) -> Tensor:
@@ -62,15 +79,23 @@ def objective(terms: Mapping[str, Sum], counts: Mapping[str, float], weights: Ma
     >>> float(objective(terms, counts={"rank": 12.0}, weights={"rank": 2.0}))
     1.0
     """
+    if not terms:
+        raise ValueError("there is nothing to differentiate: no loss terms were given")
     missing = sorted(terms.keys() - counts.keys())
     if missing:
         raise ValueError(f"no count for the loss terms {missing}; counted were {sorted(counts)}")
-    parts = [weights.get(name, 1.0) * term.total / max(float(counts[name]), 1.0) for name, term in terms.items()]
+    parts = [
+        weights.get(name, 1.0) * term.total / max(float(counts[name]), 1.0) for name, term in terms.items()
+    ]
     return torch.stack([part.reshape(()) for part in parts]).sum()
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """The mean of `values` where `mask` is true, as a scalar; zero when the mask is empty."""
+    """The mean of `values` where `mask` is true, as a scalar; zero when the mask is empty.
+
+    >>> masked_mean(torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False]))
+    tensor(1.5000)
+    """
     return over(values, mask).mean
 
 
@@ -81,7 +106,14 @@ def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     >>> whiten(x, torch.tensor([True, True, True, False])).tolist()
     [-1.0, 0.0, 1.0, 0.0]
     """
+    values = precise(values)
     mean = masked_mean(values, mask)
     total, count = over((values - mean).square(), mask)
     scaled = (values - mean) * torch.rsqrt(total / (count - 1).clamp(min=1) + 1e-8)
-    return (scaled if shift_mean else scaled + mean).where(mask, values.new_zeros(()))
+    return _kept(scaled if shift_mean else scaled + mean, mask)
+
+
+def _kept(values: Tensor, mask: Tensor) -> Tensor:
+    same_shape(values=values, mask=mask)
+    # `where` rather than a product: a not-a-number behind the mask must not reach the sum.
+    return precise(values).where(mask, 0.0)

@@ -1,1 +1,40 @@
 """One published method per file, each reading like its paper's method section."""
+
+import importlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from holdfast.errors import UserError
+
+
+class System(NamedTuple):
+    """A method: the module, its settings class, and one line for people."""
+
+    module: str
+    settings: str
+    about: str
+
+    def load(self) -> tuple[Any, Any]:
+        """The settings class and the function that runs them."""
+        module = importlib.import_module(f"holdfast.systems.{self.module}")
+        return getattr(module, self.settings), module.run
+
+
+SYSTEMS = {
+    "hc_rlhf": System("hc_rlhf", "HcRlhf", "a policy under a pessimistic limit, released only with a certificate"),
+    "safe_rlhf_v": System("safe_rlhf_v", "SafeRlhfV", "PPO with separate reward and cost under a Lagrangian limit"),
+}
+
+
+def find(name: str) -> System:
+    """The system called `name`; `UserError` that lists the known ones otherwise."""
+    if name not in SYSTEMS:
+        raise UserError(f"no system called {name!r}; known are {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]
+
+
+def recipe(name: str | Path) -> Path:
+    """The recipe file `name`: a path as it is, or `system/recipe` among those that come with Holdfast."""
+    given = Path(name)
+    shipped = Path(__file__).parent.parent / "recipes" / given.with_suffix(".yaml")
+    return shipped if not given.is_file() and shipped.is_file() else given

@@ -1,0 +1,74 @@
+"""What the terminal shows before and after a run."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.syntax import Syntax
+from rich.table import Table
+
+ROWS = {
+    "true_harm": ("true harm rate", "%"),
+    "true_help": ("true helpfulness (benign)", ""),
+    "over_refusal": ("over-refusal (benign)", "%"),
+    "learned_reward": ("learned reward", ""),
+    "learned_cost": ("learned cost", ""),
+    "kl": ("KL to the reference (nats)", ""),
+    "length": ("length (tokens)", ""),
+}
+
+
+def renderable(thing: RenderableType) -> None:
+    """Print a table or text."""
+    Console().print(thing)
+
+
+def configuration(text: str, fingerprint: str) -> None:
+    """Print the resolved settings, defaults included."""
+    console = Console(stderr=True)
+    console.print(f"[bold]resolved configuration[/] (fingerprint {fingerprint[:12]})")
+    console.print(Syntax(text.rstrip(), "yaml", background_color="default"))
+
+
+def outcome(summary: Mapping[str, Any], page: Path) -> None:
+    """Print before and after, three examples, the verdict in words, and where the report lies."""
+    console = Console()
+    console.print()
+    console.print(_before_after(summary))
+    for example in summary.get("examples", ()):
+        console.print(f"[bold]{example['kind']}[/]  {example['prompt']}", highlight=False)
+        console.print(f"  before  {example['before']}", highlight=False)
+        console.print(f"  after   {example['after']}", highlight=False)
+    console.print()
+    console.print(verdict(summary), style="bold", highlight=False)
+    console.print(f"{summary['seconds']:.0f} s, {summary['peak_rss_mib']:.0f} MiB   report: {page}", highlight=False)
+
+
+def _before_after(summary: Mapping[str, Any]) -> Table:
+    table = Table("", "before", "after", title=f"{summary['method']}, seed {summary['seed']}", title_justify="left")
+    for name, (words, unit) in ROWS.items():
+        before, after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
+        if before and after:
+            table.add_row(words, _estimate(before, unit), _estimate(after, unit))
+    return table
+
+
+def _estimate(found: Mapping[str, Any], unit: str) -> str:
+    scale, digits = (100, 1) if unit == "%" else (1, 3)
+    low, high = found["low"] * scale, found["high"] * scale
+    return f"{found['value'] * scale:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}] n={found['n']}"
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """One sentence: what was shown, on how many prompts, by which bound, at which confidence."""
+    name, reason = summary.get("verdict"), summary.get("reason")
+    if name is None:
+        return "Not tested: this system makes no claim. Use `holdfast certify run` for a certificate."
+    if summary.get("ucb") is None:
+        return f"{name} ({reason}): no policy is released."
+    found = f"{summary['k']} of {summary['n']} sealed prompts" if summary["k"] is not None else f"{summary['n']} prompts"
+    bound = f"upper bound {summary['ucb']:.4f}, limit {summary['tau']:g}, confidence {1 - summary['delta']:.0%}"
+    if name == "CERTIFIED":
+        return f"CERTIFIED: harmful answers on {found}; {bound}. The policy is released."
+    return f"{name} ({reason}): harmful answers on {found}; {bound}. No policy is released."

@@ -1,0 +1,227 @@
+"""How a row of each known data set becomes a record.
+
+A converter gets one row and raises `ValueError` with a reason when the row cannot be used; who reads decides
+what becomes of it. Numbering differs between sources (PKU-SafeRLHF counts answers from 0, BeaverTails-V from
+1) and is settled here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated
+from holdfast.data.values import (
+    Place,
+    Row,
+    answer_of,
+    asked,
+    common_prompt,
+    conversation_of,
+    flag,
+    image_of,
+    index_of,
+    is_transcript,
+    named,
+    text_of,
+    transcript,
+    turns_of,
+    whole,
+)
+from holdfast.errors import UserError
+
+Readable = Conversation | DualPair | Labelled | Pair | Rated
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of row: the columns it needs, further conditions in words, and its converter."""
+
+    needs: tuple[str, ...]
+    convert: Callable[[Row, Place], Readable]
+    fits: Callable[[Row], bool] = lambda row: True
+    where: str = ""
+
+    def recognises(self, row: Row) -> bool:
+        """Whether `row` has this format's columns and shape."""
+        return all(name in row for name in self.needs) and self.fits(row)
+
+
+def _dual(row: Row, place: Place) -> DualPair:
+    prompt = asked(conversation_of(row["prompt"], place))
+    return DualPair.model_validate({**row, "id": place.base(row)["id"], "prompt": prompt})
+
+
+def _labelled(row: Row, place: Place) -> Labelled:
+    conversation = conversation_of(row["conversation"], place)
+    return Labelled.model_validate({**row, "id": place.base(row)["id"], "conversation": conversation})
+
+
+def _rated(row: Row, place: Place) -> Rated:
+    # JSON has no not-a-number, so a missing rating is written as null.
+    labels = {name: float("nan") if value is None else value for name, value in row["labels"].items()}
+    conversation = conversation_of(row["conversation"], place)
+    return Rated.model_validate({**row, **place.base(row), "labels": labels, "conversation": conversation})
+
+
+def _prompts(row: Row, place: Place) -> Conversation:
+    turns = row["messages"] if "messages" in row else row["prompt"]
+    conversation = turns_of(turns, row, place)
+    if conversation.messages[-1].role == "system":
+        raise ValueError("a conversation must end with a user or an assistant turn")
+    return conversation.model_copy(update={"id": place.base(row)["id"]})
+
+
+def _completion(row: Row, place: Place) -> Conversation:
+    conversation = asked(turns_of(row["prompt"], row, place))
+    answered = conversation.answer(answer_of(row["completion"], "completion"))
+    return answered.model_copy(update={"id": place.base(row)["id"]})
+
+
+def _pku_safe_rlhf(row: Row, place: Place) -> DualPair:
+    return DualPair(
+        **place.base(row),
+        prompt=Conversation.ask(text_of(row["prompt"], "prompt")),
+        responses=(text_of(row["response_0"], "response_0"), text_of(row["response_1"], "response_1")),
+        helpful_id=index_of(row["better_response_id"], "better_response_id", first=0),
+        safer_id=index_of(row["safer_response_id"], "safer_response_id", first=0),
+        safe=(flag(row["is_response_0_safe"]), flag(row["is_response_1_safe"])),
+        severity=(row.get("response_0_severity_level"), row.get("response_1_severity_level")),
+        categories=(named(row.get("response_0_harm_category")), named(row.get("response_1_harm_category"))),
+    )
+
+
+def _beavertails_v(row: Row, place: Place) -> DualPair:
+    rates = [whole(row.get(f"response_{i}_harmless_rate"), "harmless_rate") for i in (1, 2)]
+    safe = [None if (v := row.get(f"is_response_{i}_safe")) is None else flag(v) for i in (1, 2)]
+    category = (str(row["category"]),) if row.get("category") else ()
+    return DualPair(
+        **place.base(row),
+        prompt=Conversation.ask(text_of(row["question"], "question"), (image_of(row["image"], place),)),
+        responses=(text_of(row["response_1"], "response_1"), text_of(row["response_2"], "response_2")),
+        helpful_id=index_of(row["more_helpful_response_id"], "more_helpful_response_id", first=1),
+        safer_id=index_of(row["safer_response_id"], "safer_response_id", first=1),
+        safe=(safe[0], safe[1]),
+        harmless_rate=(rates[0], rates[1]),
+        categories=(() if safe[0] else category, () if safe[1] else category),
+        image_severity=whole(row.get("image_severity"), "image_severity"),
+    )
+
+
+def _hh_rlhf(row: Row, place: Place) -> DualPair:
+    chosen, rejected = transcript(row["chosen"]), transcript(row["rejected"])
+    if chosen.prompt != rejected.prompt:
+        raise ValueError("the two dialogues have different prompts, so their answers cannot be compared")
+    return _on_axis(chosen.prompt, chosen.response, rejected.response, row, place)
+
+
+def _single_turn_pairs(row: Row, place: Place) -> DualPair:
+    if not flag(row["same_prompt"]):
+        raise ValueError("the two answers belong to different prompts (same_prompt is false)")
+    text = text_of(row["prompt"], "prompt")
+    if text.startswith("Human:"):
+        prompt = transcript(f"\n\n{text}", answered=False)
+    else:
+        prompt = Conversation.ask(text)
+    return _on_axis(
+        prompt, answer_of(row["chosen"], "chosen"), answer_of(row["rejected"], "rejected"), row, place
+    )
+
+
+def _trl_pairs(row: Row, place: Place) -> Pair:
+    chosen, rejected = row["chosen"], row["rejected"]
+    prompt = row.get("prompt")
+    if prompt is None:
+        prompt, chosen, rejected = common_prompt(chosen, rejected)
+    answers = answer_of(chosen, "chosen"), answer_of(rejected, "rejected")
+    if answers[0].strip() == answers[1].strip():
+        raise ValueError("the chosen and the rejected answer are equal")
+    question = asked(turns_of(prompt, row, place))
+    return Pair(**place.base(row), prompt=question, chosen=answers[0], rejected=answers[1])
+
+
+def _diasafety(row: Row, place: Place) -> Labelled:
+    prompt = Conversation.ask(text_of(row["context"], "context"))
+    safe = not flag(row["label"])
+    return Labelled(
+        **place.base(row),
+        conversation=prompt.answer(answer_of(row["response"], "response")),
+        safe=safe,
+        categories=() if safe or not row.get("category") else (str(row["category"]),),
+    )
+
+
+def _on_axis(prompt: Conversation, chosen: str, rejected: str, row: Row, place: Place) -> DualPair:
+    """A pair labelled on one axis only: the other label was not given, which is no tie."""
+    winner: dict[str, Any] = {"safer_id": 0} if place.axis == "harmless" else {"helpful_id": 0}
+    return DualPair(**place.base(row), prompt=prompt, responses=(chosen, rejected), **winner)
+
+
+def _is_hh(row: Row) -> bool:
+    return "prompt" not in row and is_transcript(row["chosen"])
+
+
+FORMATS: dict[str, Format] = {
+    "dual": Format(("prompt", "responses"), _dual),
+    "labelled": Format(("conversation", "safe"), _labelled),
+    "rated": Format(("conversation", "labels"), _rated),
+    "prompts": Format(
+        (),
+        _prompts,
+        lambda row: (
+            "messages" in row
+            or ("prompt" in row and not row.keys() & {"responses", "response_0", "chosen", "completion"})
+        ),
+        "messages, or prompt alone",
+    ),
+    "prompt_completion": Format(
+        ("prompt", "completion"), _completion, lambda row: "label" not in row, "and no label"
+    ),
+    "pku_safe_rlhf": Format(
+        (
+            "prompt",
+            "response_0",
+            "response_1",
+            "better_response_id",
+            "safer_response_id",
+            "is_response_0_safe",
+            "is_response_1_safe",
+        ),
+        _pku_safe_rlhf,
+    ),
+    "beavertails_v": Format(
+        (
+            "question",
+            "image",
+            "response_1",
+            "response_2",
+            "more_helpful_response_id",
+            "safer_response_id",
+        ),
+        _beavertails_v,
+    ),
+    "hh_rlhf": Format(("chosen", "rejected"), _hh_rlhf, _is_hh, "dialogues with Human: and Assistant:"),
+    "trl_pairs": Format(
+        ("chosen", "rejected"),
+        _trl_pairs,
+        lambda row: "same_prompt" not in row and not _is_hh(row),
+        "with or without prompt",
+    ),
+    "single_turn_pairs": Format(("prompt", "chosen", "rejected", "same_prompt"), _single_turn_pairs),
+    "diasafety": Format(("context", "response", "label"), _diasafety),
+}
+
+
+def recognise(row: Row, source: str) -> str:
+    """The name of the one format that `row` has; `UserError` with its columns when none or several fit."""
+    fitting = [name for name, known in FORMATS.items() if known.recognises(row)]
+    if len(fitting) == 1:
+        return fitting[0]
+    known = "\n".join(
+        f"  {name}: {', '.join((*known.needs, *([known.where] if known.where else [])))}"
+        for name, known in FORMATS.items()
+    )
+    raise UserError(
+        f"{source}: {'several formats fit' if fitting else 'no known format fits'} its columns "
+        f"({', '.join(sorted(row)) or 'none'}){': ' + ', '.join(fitting) if fitting else ''}; "
+        f"rename columns or set format. Each format needs\n{known}"
+    )

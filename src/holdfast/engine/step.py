@@ -1,0 +1,213 @@
+"""One optimiser step whose gradient does not depend on how the batch was cut.
+
+The items of every loss term are counted over all micro-batches of all processes before the first backward
+pass; each micro-batch then contributes its sums over those counts, and gradients are added, never averaged.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from holdfast.config import Settings
+from holdfast.engine.distributed import Processes
+from holdfast.errors import RunError
+from holdfast.losses.reduce import Sum, objective
+
+Batch = TypeVar("Batch")
+
+
+class OptimiserSettings(Settings):
+    """AdamW and its schedule."""
+
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Highest rate, reached after the warm-up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled decay of matrices; biases and norms never decay."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay of the running mean and of the running square of the gradient."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the running square."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Longer gradients are scaled down to this global norm."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the rate falls after the warm-up: not at all, along a line, or along half a cosine."""
+    warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
+    """Share of all steps in which the rate rises to its highest."""
+
+
+def rate(settings: OptimiserSettings, position: int, total: int) -> float:
+    """The learning rate of step `position` (from 0) of `total`; no step has rate zero.
+
+    >>> line = OptimiserSettings(learning_rate=1.0, schedule="linear", warmup_ratio=0.5)
+    >>> [rate(line, position, 4) for position in range(4)]
+    [0.5, 1.0, 1.0, 0.5]
+    """
+    warmup = math.ceil(settings.warmup_ratio * total)
+    if position < warmup:
+        return settings.learning_rate * (position + 1) / warmup
+    progress = min((position - warmup) / max(total - warmup, 1), 1.0)
+    falls = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
+    return settings.learning_rate * falls[settings.schedule]
+
+
+def means(sums: Iterable[Mapping[str, Sum]], processes: Processes) -> dict[str, float]:
+    """The mean of every term over all its items in all batches of all processes."""
+    own = list(sums)
+    totals = processes.add_up({name: float(term.total) for name, term in one.items()} for one in own)
+    counts = processes.add_up({name: float(term.count) for name, term in one.items()} for one in own)
+    # In float64: these are sums over a whole data set.
+    number = torch.float64
+    return {
+        name: Sum(
+            torch.tensor(totals[name], dtype=number), torch.tensor(counts[name], dtype=number)
+        ).mean.item()
+        for name in totals
+    }
+
+
+class Step:
+    """One AdamW over the trainable parameters of `module`, stepped `total_steps` times.
+
+    stage: named in errors. Every process begins with the parameters of the first.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: OptimiserSettings,
+        total_steps: int,
+        processes: Processes | None = None,
+        *,
+        stage: str = "training",
+    ) -> None:
+        self.settings, self.total_steps, self.stage = settings, total_steps, stage
+        self.processes = processes or Processes()
+        self.done = 0
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        if not named:
+            raise RunError(f"{stage}: nothing to train, every parameter of {type(module).__name__} is frozen")
+        self.parameters = [p for _, p in named]
+        self.processes.spread(self.parameters)
+        groups = [
+            {"params": [p for p in self.parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+            # Biases and norm scales are vectors.
+            {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.optimiser = torch.optim.AdamW(
+            groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps
+        )
+
+    def step(
+        self,
+        micro_batches: Sequence[Batch],
+        loss: Callable[[Batch], Mapping[str, Sum]],
+        counts: Callable[[Batch], Mapping[str, float]],
+        weights: Mapping[str, float],
+        position: int | None = None,
+    ) -> dict[str, float]:
+        """Learn from the micro-batches of all processes at once; return the mean of each term, grad_norm and
+        lr.
+
+        counts: the items of each loss term in a micro-batch, announced before the loss is computed. A process
+        may bring any number of micro-batches, also none. position: where the schedule stands, the number of
+        steps done when not given. When no term counts anything, nothing is learned and `empty` is 1.
+
+        Raises `RunError` and leaves the weights alone when the loss or the gradient is not finite, or when a
+        term covers another number of items than announced.
+        """
+        lr = rate(self.settings, self.done if position is None else position, self.total_steps)
+        announced = [dict(counts(batch)) for batch in micro_batches]
+        total = self.processes.add_up(announced)
+        if not any(total.values()):
+            self.done += 1
+            return {"empty": 1.0, "lr": lr}
+        self.optimiser.zero_grad()  # another part's loss may have reached these parameters
+        terms = [self._backward(batch, loss, total, weights) for batch in micro_batches]
+        self._check(micro_batches, terms, announced)
+        numbers = means(terms, self.processes)
+        self._refuse_non_finite(numbers, micro_batches, terms)
+        self.processes.sum_gradients(self.parameters)
+        numbers["grad_norm"] = self._clip()
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.done += 1
+        return {**numbers, "lr": lr}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept so that the next step is the one that would have followed."""
+        return {"optimiser": self.optimiser.state_dict(), "done": self.done}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up the state that `state_dict` gave."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.done = state["done"]
+
+    def _backward(
+        self,
+        batch: Batch,
+        loss: Callable[[Batch], Mapping[str, Sum]],
+        total: Mapping[str, float],
+        weights: Mapping[str, float],
+    ) -> dict[str, Sum]:
+        terms = loss(batch)
+        missing = sorted(terms.keys() - total.keys())
+        if missing:
+            raise self._error(f"the loss terms {missing} were not announced by counts()")
+        value = objective(terms, total, weights) if terms else None
+        # A micro-batch in which nothing counts may be a constant.
+        if value is not None and value.requires_grad:
+            value.backward()
+        return {name: Sum(term.total.detach(), term.count) for name, term in terms.items()}
+
+    def _check(
+        self,
+        batches: Sequence[Batch],
+        terms: Sequence[Mapping[str, Sum]],
+        announced: Sequence[Mapping[str, float]],
+    ) -> None:
+        for batch, found, expected in zip(batches, terms, announced):
+            for name in sorted(found.keys() | expected.keys()):
+                count = float(found[name].count) if name in found else 0.0
+                if count != float(expected.get(name, 0.0)):
+                    raise self._error(
+                        f"the loss term {name!r} covers {count:g} items where counts() announced "
+                        f"{float(expected.get(name, 0.0)):g}{_rows(batch)}"
+                    )
+
+    def _refuse_non_finite(
+        self, numbers: Mapping[str, float], batches: Sequence[Batch], terms: Sequence[Mapping[str, Sum]]
+    ) -> None:
+        for name, value in numbers.items():
+            if not math.isfinite(value):
+                bad = [b for b, t in zip(batches, terms) if name in t and not torch.isfinite(t[name].total)]
+                where = "".join(_rows(batch) for batch in bad) or " on another process"
+                raise self._error(f"the loss term {name!r} is {value}{where}")
+
+    def _clip(self) -> float:
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if not gradients:
+            raise self._error("the loss reaches no trainable parameter")
+        norm = get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise self._error(f"the gradient norm is {float(norm)} although the loss is finite")
+        clip_grads_with_norm_(self.parameters, self.settings.max_grad_norm, norm)
+        return float(norm)
+
+    def _error(self, problem: str) -> RunError:
+        self.optimiser.zero_grad()
+        return RunError(
+            f"{self.stage}, step {self.done + 1}: {problem}; the weights are those of step {self.done}. "
+            "Look at those rows, or lower the learning rate"
+        )
+
+
+def _rows(batch: Any) -> str:
+    ids = getattr(batch, "ids", None)
+    return f" (rows {', '.join(map(str, ids))})" if ids else ""

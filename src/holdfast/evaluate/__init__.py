@@ -1,0 +1,1 @@
+"""Policies measured on prompts they never practised on."""

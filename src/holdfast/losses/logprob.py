@@ -1,0 +1,133 @@
+"""Log-probabilities of given tokens, and what they say about the distance between two policies.
+
+A vocabulary is large: the logits of one batch of answers can outweigh the model. `token_logprobs` therefore
+takes hidden states and the output matrix, and holds the logits of one chunk of rows at a time, backward
+included.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+
+from holdfast.losses.reduce import precise
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+) -> Tensor:
+    """(N,) float32 log softmax((hidden weight^T + bias) / temperature)[labels], never holding (N, V) logits.
+
+    hidden: (N, H) states that predict labels (N,), already chosen (responses only, say); weight: (V, H).
+    Values and gradients equal those of `logits_logprobs`; backward computes each chunk of logits once more.
+
+    >>> token_logprobs(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]))  # log 1/4
+    tensor([-1.3863, -1.3863])
+    """
+
+    def score(rows: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        return (logits_logprobs(linear(rows, weight, bias), targets, temperature),)
+
+    return _in_chunks(score, hidden, labels, chunk)[0]
+
+
+def token_logprobs_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    *,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """(N,) log-probabilities as `token_logprobs`, and (N,) entropies of the whole distributions, in nats.
+
+    Entropy H = -sum p log p over the vocabulary, at the same temperature; both outputs carry gradient.
+
+    >>> logp, entropy = token_logprobs_entropy(torch.zeros(1, 3), torch.ones(4, 3), torch.tensor([0]))
+    >>> entropy  # log 4
+    tensor([1.3863])
+    """
+
+    def score(rows: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        every = _log_softmax(linear(rows, weight, bias), temperature)
+        return _pick(every, targets), -(every.exp() * every).sum(-1)
+
+    logp, entropy = _in_chunks(score, hidden, labels, chunk)
+    return logp, entropy
+
+
+def logits_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+    """(B, T) float32 log-probabilities of labels (B, T) under logits (B, T, V) of the same columns.
+
+    Nothing is shifted here: logits in column t must be those that predict the label in column t.
+
+    >>> logits_logprobs(torch.zeros(1, 2, 4), torch.tensor([[0, 3]]))
+    tensor([[-1.3863, -1.3863]])
+    """
+    return _pick(_log_softmax(logits, temperature), labels)
+
+
+def kl_k1(logp: Tensor, ref: Tensor) -> Tensor:
+    """Log p - log q of each token drawn from p: unbiased for KL(p || q), of either sign, high variance.
+
+    logp, ref: log-probabilities of the same tokens under p and q. The names k1, k2, k3 are Schulman's
+    ("Approximating KL Divergence", 2020).
+
+    >>> kl_k1(torch.tensor([-1.0]), torch.tensor([-1.5]))
+    tensor([0.5000])
+    """
+    return logp - ref
+
+
+def kl_k2(logp: Tensor, ref: Tensor) -> Tensor:
+    """(log p - log q)^2 / 2: never negative, somewhat biased, but its gradient in p is that of KL(p || q).
+
+    >>> kl_k2(torch.tensor([-1.0]), torch.tensor([-1.5]))
+    tensor([0.1250])
+    """
+    return 0.5 * (logp - ref).square()
+
+
+def kl_k3(logp: Tensor, ref: Tensor) -> Tensor:
+    """q/p - 1 - log q/p: unbiased for KL(p || q) and never negative.
+
+    >>> kl_k3(torch.tensor([-1.0]), torch.tensor([-1.5]))  # exp(-0.5) - 1 + 0.5
+    tensor([0.1065])
+    """
+    return torch.expm1(ref - logp) - (ref - logp)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    logits = precise(logits)
+    return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+
+
+def _pick(every: Tensor, labels: Tensor) -> Tensor:
+    return every.gather(-1, labels[..., None]).squeeze(-1)
+
+
+def _in_chunks(
+    score: Callable[[Tensor, Tensor], tuple[Tensor, ...]], hidden: Tensor, labels: Tensor, chunk: int
+) -> list[Tensor]:
+    """Each output of `score`, joined over chunks of rows; backward computes each chunk once more."""
+    if hidden.ndim != 2 or labels.shape != hidden.shape[:1]:
+        given = f"{tuple(hidden.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"hidden must be (N, H) and labels (N,), got {given}")
+    if len(labels) <= chunk:  # A single chunk would be computed again at once: nothing gained.
+        return list(score(hidden, labels))
+    pieces = [
+        checkpoint(score, rows, targets, use_reentrant=False, preserve_rng_state=False)
+        for rows, targets in zip(hidden.split(chunk), labels.split(chunk), strict=True)
+    ]
+    return [torch.cat(outputs) for outputs in zip(*pieces, strict=True)]

@@ -1,0 +1,213 @@
+"""Networks that give named scores to a text, or to every token of it: reward, cost, attributes, critics.
+
+Text models are `AutoModelForSequenceClassification` underneath, so other tools load the same folder and see
+the same head. Families without such a class (LLaVA) get the same head on their own backbone. Which position
+is scored is data (`score_index`); it is never inferred from padding ids.
+"""
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from holdfast.errors import UserError
+from holdfast.losses.reduce import precise
+from holdfast.models.adapters import AdapterSettings, base_name, load_adapter, twin, with_adapter
+from holdfast.models.load import ModelSettings, load_policy, local, pretrained, read_config
+from holdfast.models.policy import backbone, hidden_states, unwrapped
+
+HEAD_FILE, NAMES_FILE = "score_head.safetensors", "score.json"
+
+
+class ScoreModel(nn.Module):
+    """A backbone with one linear head whose K outputs have names.
+
+    network: what is saved and what other tools load; it has a `base_model`, a `score` head and a `config`.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.network.config
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the K scores, in order; they live in the configuration's `id2label`."""
+        return tuple(self.config.id2label[i] for i in range(self.config.num_labels))
+
+    @property
+    def head(self) -> nn.Module:
+        return unwrapped(self.network).score
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        score_index: Tensor | None = None,
+        **images: Tensor,
+    ) -> Tensor:
+        """Return `scores` when `score_index` is given, else `token_values`: one entrance for wrappers."""
+        hidden = hidden_states(self.network, input_ids, attention_mask, position_ids, **images)
+        if score_index is not None:
+            hidden = hidden[torch.arange(len(hidden), device=hidden.device), score_index]
+        # The head stays in float32 under any precision: a score near its threshold needs the digits.
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.head(precise(hidden))
+
+    def scores(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        score_index: Tensor,
+        **images: Tensor,
+    ) -> Tensor:
+        """Return (B, K) float32 scores read at `score_index` (B,) of tokens (B, T)."""
+        return self(input_ids, attention_mask, position_ids, score_index, **images)
+
+    def token_values(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **images: Tensor
+    ) -> Tensor:
+        """Return (B, T, K) float32: the score of every prefix, which is what a critic estimates."""
+        return self(input_ids, attention_mask, position_ids, **images)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the network into `folder` as safetensors, in the form that transformers or peft read back."""
+        self.network.save_pretrained(folder)
+        if hasattr(self.network, "peft_config"):
+            # An adapter's folder has no configuration of the model that could hold the names.
+            (Path(folder) / NAMES_FILE).write_text(json.dumps({"names": self.names}) + "\n", encoding="utf-8")
+
+
+class BackboneWithHead(nn.Module):
+    """A backbone and a linear head, for families that transformers gives no sequence classifier."""
+
+    # What transformers and peft ask of a model: where its backbone is, and what it is called.
+    base_model_prefix = "base_model"
+
+    def __init__(self, base_model: PreTrainedModel, score: nn.Linear) -> None:
+        super().__init__()
+        self.base_model = base_model
+        self.score = score
+        self.name_or_path = base_model.config.name_or_path
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        return self.base_model.config
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the backbone as transformers does, and the head beside it."""
+        self.base_model.save_pretrained(folder)
+        save_file({"score.weight": self.score.weight.detach().contiguous()}, Path(folder) / HEAD_FILE)
+
+
+def from_policy(
+    policy: PreTrainedModel,
+    names: Sequence[str],
+    *,
+    init_std: float = 0.0,
+    seed: int = 0,
+    share: bool = False,
+) -> ScoreModel:
+    """Return a score model that starts from `policy`'s backbone and a new head, one output per name.
+
+    The head is zero, or normal with `init_std`. Zero is a good start: all scores tie, no answer is favoured
+    by chance, and the head's gradient is not zero. share: hold the policy's own weight tensors instead of a
+    copy, for networks that train adapters over one frozen base (see `with_score_adapter`).
+    """
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"scores need distinct names, got {list(names)}; give one name per score")
+    if hasattr(policy, "peft_config"):
+        raise UserError(
+            "a policy with adapters gives no base for a score model; build it before adding adapters"
+        )
+    base = twin(backbone(policy)) if share else copy.deepcopy(backbone(policy))
+    head = nn.Linear(base.config.get_text_config().hidden_size, len(names), bias=False, device=policy.device)
+    with torch.no_grad():
+        noise = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
+        head.weight.copy_(init_std * noise)
+    config = copy.deepcopy(policy.config)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    # Raw scores, not probabilities: servers apply no softmax to a regression.
+    config.problem_type = "regression"
+    return ScoreModel(_assemble(base, head, config))
+
+
+def _assemble(base: PreTrainedModel, head: nn.Linear, config: PreTrainedConfig) -> nn.Module:
+    kind = _classifier(config)
+    if kind is None:
+        base.config = config
+        return BackboneWithHead(base, head).train(base.training)
+    with torch.device("meta"):
+        network = kind(config)
+    setattr(network, network.base_model_prefix, base)
+    network.score = head
+    return network.train(base.training)
+
+
+def _classifier(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+    """The family's sequence classifier with its head kept in float32; None where transformers has none."""
+    kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(type(config), None)
+    exact = {"_keep_in_fp32_modules_strict": {"score"}}
+    return kind and type(kind.__name__, (kind,), {**exact, "__module__": kind.__module__})
+
+
+def critic_from(score_model: ScoreModel) -> ScoreModel:
+    """Return a critic: an independent copy of `score_model`, to be read with `token_values`.
+
+    Its folder also loads as `AutoModelForTokenClassification`, whose extra bias starts at zero.
+    """
+    return copy.deepcopy(score_model)
+
+
+def with_score_adapter(score_model: ScoreModel, settings: AdapterSettings) -> ScoreModel:
+    """Return `score_model` frozen under a new adapter; adapter and head are trained and saved together."""
+    return ScoreModel(with_adapter(score_model.network, settings, task="SEQ_CLS"))
+
+
+def load_score_model(
+    settings: ModelSettings, device: str = "cpu", *, base: PreTrainedModel | None = None
+) -> ScoreModel:
+    """Return the score model or critic in the folder or hub repository `settings.name`, in evaluation mode.
+
+    base: for a folder with an adapter, share the weights of this model instead of loading the adapter's base.
+    Raises `UserError` when the head is missing, instead of scoring with a random one.
+    """
+    folder = local(settings.name or "")
+    if folder is not None and (folder / "adapter_config.json").is_file():
+        return _load_score_adapter(settings, folder, device, base)
+    config = read_config(settings)
+    kind = _classifier(config)
+    if kind is not None:
+        return ScoreModel(pretrained(kind, settings, device).to(device).eval())
+    if folder is None or not (folder / HEAD_FILE).is_file():
+        raise UserError(
+            f"lost head: {settings.name} is a {config.model_type} without {HEAD_FILE}; save it again"
+        )
+    weight = load_file(folder / HEAD_FILE)["score.weight"].float()
+    head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight.data = weight
+    return ScoreModel(BackboneWithHead(pretrained(AutoModel, settings, device), head).to(device).eval())
+
+
+def _load_score_adapter(
+    settings: ModelSettings, folder: Path, device: str, base: PreTrainedModel | None
+) -> ScoreModel:
+    if not (folder / NAMES_FILE).is_file():
+        raise UserError(f"{folder} holds an adapter without {NAMES_FILE}, so its scores have no names")
+    names = json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))["names"]
+    shared = base or load_policy(
+        settings.model_copy(update={"name": base_name(folder), "adapter": None}), device=device
+    )
+    return ScoreModel(load_adapter(from_policy(shared, names, share=True).network, folder).eval())

@@ -1,0 +1,122 @@
+"""What is read from a network in one forward pass: hidden states, and log-probabilities of the response.
+
+The language-model head runs only where there is a response token, and in chunks, so that the (B, T, V) logits
+are never held (methods compared in Liger-Kernel, arXiv 2410.10989).
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from holdfast.errors import UserError
+from holdfast.losses.logprob import token_logprobs
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the transformers model inside `model`; adapters stay active, they live in its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def backbone(model: nn.Module) -> nn.Module:
+    """Return the part of `model` below its head: tokens (and images) in, hidden states out."""
+    return unwrapped(model).base_model
+
+
+def hidden_states(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **images: Tensor
+) -> Tensor:
+    """Return the last hidden states (B, T, H) of `model` for tokens (B, T) and the images they refer to.
+
+    Position ids are explicit, so that the side of the padding changes nothing.
+    """
+    check_images(model, images)
+    outputs = backbone(model)(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        use_cache=False,
+        **images,
+    )
+    return outputs.last_hidden_state
+
+
+def check_images(model: nn.Module, images: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` for images in families with several position axes (Qwen2-VL).
+
+    The place of an image token there cannot be given by one number.
+    """
+    config = unwrapped(model).config
+    axes = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    if images and "mrope_section" in axes:
+        raise UserError(
+            f"{config.model_type} places images on several position axes, which is not supported; "
+            "use a model of the LLaVA family, or text without images"
+        )
+
+
+def response_logprobs(
+    policy: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor,
+    response_mask: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+    **images: Tensor,
+) -> Tensor:
+    """Return (B, T) log p(token t | tokens before t) where `response_mask` is true, zero elsewhere, in float32.
+
+    All tensors are (B, T). The logits are divided by `temperature`, so the result is comparable with what a
+    sampler at that temperature recorded. A response cannot begin at the first column: nothing predicts it.
+    """
+    if bool(response_mask[:, 0].any()):
+        raise ValueError(
+            "response_mask is true in the first column, but no token comes before it to predict it"
+        )
+    head = linear_head(policy)
+    hidden = hidden_states(policy, input_ids, attention_mask, position_ids, **images)
+    predicted = response_mask[:, 1:]
+    logprobs = token_logprobs(
+        hidden[:, :-1][predicted],
+        head.weight,
+        input_ids[:, 1:][predicted],
+        bias=head.bias,
+        temperature=temperature,
+        chunk=chunk,
+    )
+    result = logprobs.new_zeros(input_ids.shape)
+    return result.masked_scatter(response_mask, logprobs)
+
+
+def linear_head(policy: nn.Module) -> nn.Linear:
+    """Return the head of `policy`; `UserError` when logits are more than a linear map of the hidden states.
+
+    Some families squash or scale logits after the head (Gemma 2, Cohere, Granite). Ignoring that would give
+    log-probabilities of another model.
+    """
+    model = unwrapped(policy)
+    config = model.config.get_text_config()
+    for name, neutral in {"final_logit_softcapping": None, "logit_scale": 1.0, "logits_scaling": 1.0}.items():
+        value = getattr(config, name, neutral)
+        if value not in (None, neutral):
+            raise UserError(
+                f"{config.model_type} changes logits after its head ({name}={value}), which is unsupported; "
+                "use a model whose logits are a linear map of its hidden states"
+            )
+    return model.get_output_embeddings()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold `model` in evaluation mode without gradients; afterwards every module has its former mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode

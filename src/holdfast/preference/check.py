@@ -1,0 +1,55 @@
+"""What a score model is worth on held-out pairs: accuracies with intervals, and calibration of cost to harm."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from holdfast.data.collate import micro_batches
+from holdfast.models.policy import evaluating
+from holdfast.preference.tasks import CostTask, PairRow, RewardTask
+from holdfast.stats.estimate import Estimate, mean
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of held-out pairs: first (N,), second (N,) answer, and what is known of each."""
+
+    rows: Sequence[PairRow]
+    first: np.ndarray
+    second: np.ndarray
+
+    def accuracy(self) -> Estimate:
+        """How often the answer that should score higher does; a tie counts half. Clustered by prompt."""
+        keep = [i for i, row in enumerate(self.rows) if row.ranked]
+        margin = (self.first - self.second)[keep]
+        return mean((margin > 0) + 0.5 * (margin == 0), clusters=[prompt_of(self.rows[i]) for i in keep])
+
+    def shorter_is_higher(self, higher: bool = True) -> Estimate:
+        """The accuracy of calling the shorter answer the first one (or the longer, with `higher=False`)."""
+        keep = [row for row in self.rows if row.ranked]
+        margin = np.array([row.second.length - row.first.length for row in keep]) * (1 if higher else -1)
+        return mean((margin > 0) + 0.5 * (margin == 0), clusters=[prompt_of(row) for row in keep])
+
+    def labelled(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and labels (1 harmful, 0 safe) of all answers that carry a label with a side."""
+        known = np.array([value for side in (0, 1) for value in (row.absolute[side] for row in self.rows)])
+        scores = np.concatenate([self.first, self.second])
+        keep = ~np.isnan(known) & (known != 0)
+        return scores[keep], (known[keep] > 0).astype(float)
+
+
+def prompt_of(row: PairRow) -> tuple[int, ...]:
+    """The prompt's token ids: rows of one prompt are one cluster."""
+    return tuple(row.first.ids[: row.first.prompt_length])
+
+
+def score_pairs(task: RewardTask | CostTask, rows: Sequence[PairRow], batch_tokens: int = 16384) -> PairScores:
+    """Score both answers of every row with the task's model."""
+    first, second = np.empty(len(rows)), np.empty(len(rows))
+    with evaluating(task.model), torch.no_grad():
+        for chosen in micro_batches([row.length for row in rows], batch_tokens):
+            one, two = task.sides(task.collate([rows[i] for i in chosen]))
+            first[chosen], second[chosen] = one.cpu().numpy(), two.cpu().numpy()
+    return PairScores(rows, first, second)

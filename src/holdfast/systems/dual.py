@@ -1,0 +1,348 @@
+"""What Safe RLHF and its descendants share: a reward model, a cost model, a policy under a limit, an exam.
+
+Each function is one stage; the systems put them in order.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from holdfast.config import Settings
+from holdfast.data.template import Template
+from holdfast.engine.budget import peak_rss_mib
+from holdfast.engine.log import RunFolder
+from holdfast.engine.seeds import seed_everything
+from holdfast.engine.supervised import FitSettings
+from holdfast.errors import UserError
+from holdfast.evaluate.policy import TRUTH, Exam, Outcome, examine
+from holdfast.models.heads import ScoreModel, from_policy
+from holdfast.pocket import oracles, world
+from holdfast.preference.check import PairScores, score_pairs
+from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer, Scorer
+from holdfast.preference.tasks import (
+    CostSettings,
+    CostTask,
+    RewardSettings,
+    RewardTask,
+    harmful_rows,
+    helpful_rows,
+)
+from holdfast.rollout.experience import RolloutSettings
+from holdfast.rollout.generate import TransformersGenerator
+from holdfast.stats.calibration import Platt, platt
+from holdfast.stats.estimate import Estimate
+from holdfast.stats.metrics import auc
+from holdfast.systems import stages
+from holdfast.training.lagrangian import Constraint, ConstraintSettings
+from holdfast.training.sft import SftTask, imitation_rows
+
+
+class RewardStage(Settings):
+    """The reward model."""
+
+    loss: RewardSettings = RewardSettings()
+    """Its loss terms."""
+    fit: FitSettings = FitSettings()
+    """Its training."""
+
+
+class CostStage(Settings):
+    """The cost model."""
+
+    loss: CostSettings = CostSettings()
+    """Its loss terms."""
+    fit: FitSettings = FitSettings()
+    """Its training."""
+
+
+class DualSettings(Settings):
+    """Settings that every system with a reward and a cost model has."""
+
+    seed: int = Field(0, ge=0)
+    """Moves the seed of every stage."""
+    pocket: world.WorldSettings | None = None
+    """Make a pocket world and learn in it; the truth about it is reported beside the learned scores."""
+    data: stages.DataSection | None = None
+    """The data; a text alone is the path of the pairs. With `pocket` it is the world."""
+    model: stages.Model | None = None
+    """The policy to start from; a text alone is a hub name or a folder. With `pocket` it is the world's."""
+    tokenizer: stages.TokenizerSettings | None = None
+    """Train a tokenizer on the data; null takes the model's."""
+    text: stages.TextSection = stages.TextSection()
+    """How text becomes tokens."""
+    sft: FitSettings | None = None
+    """Imitate the conversations first; null starts from the model as it is."""
+    reward: RewardStage | None = RewardStage()
+    """The reward model; null when no pair says what is helpful: the policy then only keeps the limit and stays
+    as close to its start as it can."""
+    cost: CostStage = CostStage()
+    """The cost model."""
+    constraint: ConstraintSettings = ConstraintSettings()
+    """The limit the policy has to keep."""
+    rollout: RolloutSettings = RolloutSettings()
+    """How answers are sampled, in training and in the safety test alike."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers beside metrics.jsonl: wandb, tensorboard, trackio, ..."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Everything a system's later stages work with."""
+
+    settings: DualSettings
+    run: RunFolder
+    pools: stages.Pools
+    policy: nn.Module
+    template: Template
+    reward: ScoreModel | None
+    cost: ScoreModel
+    zero: "Zero"
+    facts: dict[str, Any]
+
+    @property
+    def scorer(self) -> Scorer:
+        """Reward and cost side by side; without a reward model the reward is zero everywhere."""
+        tokens = self.settings.rollout.micro_tokens
+        reward: Scorer = FunctionScorer(("reward",), lambda rows: [[0.0] for _ in rows])
+        if self.reward is not None:
+            reward = ModelScorer(self.reward, self.template, tokens)
+        return JointScorer([reward, ModelScorer(self.cost, self.template, tokens)])
+
+    @property
+    def generator(self) -> TransformersGenerator:
+        return TransformersGenerator(self.policy, self.template.stop_ids, self.template.pad_id)
+
+    def constraint(self, **changes: Any) -> Constraint:
+        """The limit with its calibration."""
+        platt_ = self.zero.calibration
+
+        def probability(scores: torch.Tensor) -> torch.Tensor:
+            assert platt_ is not None
+            return torch.from_numpy(platt_.probability(scores.numpy())).float()
+
+        settings = self.settings.constraint.model_copy(update=changes)
+        return Constraint(settings, self.zero.value, probability if platt_ else None)
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Where cost turns from safe to harmful, and what gives that number its meaning."""
+
+    value: float
+    source: Literal["safety_labels", "calibrated", "none"]
+    calibration: Platt | None
+    words: str
+
+
+def prepare(settings: DualSettings, run: RunFolder) -> Bench:
+    """Data, policy, reward model and cost model: everything before the policy is improved."""
+    seed_everything(settings.seed)
+    settings = in_world(settings, run)
+    if settings.data is None or settings.model is None:
+        raise UserError("give data=PATH and model=NAME (or a pocket section, which brings both)")
+    pools = stages.read_pools(settings.data, run)
+    policy, template = stages.load_base(
+        settings.model, settings.tokenizer, settings.text, lambda: stages.texts_of(pools.imitate)
+    )
+    if settings.sft is not None:
+        task = SftTask(policy, template.pad_id)
+        rows = imitation_rows(pools.imitate, template)
+        cut = max(1, len(rows) // 20)
+        stages.train(task, rows[cut:], rows[:cut], stages.offset(settings.sft, settings.seed), run)
+        stages.keep(policy, template, pools.imitate, run.path / "models" / "sft")
+    facts: dict[str, Any] = {"pools": pools.counts()}
+    reward = _train_reward(settings, run, pools, policy, template, facts)
+    cost, zero = _train_cost(settings, run, pools, policy, template, facts)
+    return Bench(settings, run, pools, policy, template, reward, cost, zero, facts)
+
+
+def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:
+    """With a pocket section: write the world, and point data and model at its files unless they are given."""
+    if settings.pocket is None:
+        return settings
+    folder = world.write(run.path / "world", stages.offset(settings.pocket, settings.seed))
+    data = {name: str(folder / f"{file}.jsonl") for name, file in world.FILES.items()}
+    pools = stages.PoolSettings(sft=0.36, pref=0.36, rl=0.1, dev=0.06, safety=0.12)
+    changes: dict[str, Any] = {}
+    if settings.data is None:
+        changes["data"] = stages.DataSection(**data, pools=pools)
+    if settings.model is None:
+        changes["model"] = stages.Model(name=str(folder / "policy"))
+    return settings.model_copy(update=changes)
+
+
+def _train_reward(
+    settings: DualSettings,
+    run: RunFolder,
+    pools: stages.Pools,
+    policy: nn.Module,
+    template: Template,
+    facts: dict[str, Any],
+) -> ScoreModel | None:
+    if settings.reward is None:
+        stages.say("reward: none; the policy stays as close to its start as the limit allows")
+        return None
+    task = RewardTask(from_policy(policy, ("reward",)), template.pad_id, settings.reward.loss)
+    held_out = helpful_rows(pools.held_out_pairs, template)
+    fit = stages.offset(settings.reward.fit, settings.seed)
+    stages.train(task, helpful_rows(pools.pairs, template), held_out, fit, run)
+    facts["reward_accuracy"] = score_pairs(task, held_out).accuracy()
+    stages.keep(task.model, template, _probes(pools), run.path / "models" / "reward")
+    return task.model
+
+
+def _train_cost(
+    settings: DualSettings,
+    run: RunFolder,
+    pools: stages.Pools,
+    policy: nn.Module,
+    template: Template,
+    facts: dict[str, Any],
+) -> tuple[ScoreModel, Zero]:
+    loss = settings.cost.loss
+    task = CostTask(from_policy(policy, ("cost",)), template.pad_id, loss)
+    held_out = harmful_rows(pools.held_out_pairs, template, loss.labels)
+    fit = stages.offset(settings.cost.fit, settings.seed)
+    stages.train(task, harmful_rows(pools.pairs, template, loss.labels), held_out, fit, run)
+    scored = score_pairs(task, held_out)
+    facts["cost_accuracy"] = scored.accuracy()
+    facts["shorter_is_safer_accuracy"] = scored.shorter_is_higher(higher=False)
+    stages.keep(task.model, template, _probes(pools), run.path / "models" / "cost")
+    zero = find_zero(loss.labels, scored, task, template, pools, facts)
+    stages.say(f"cost: {zero.words}")
+    return task.model, zero
+
+
+def _probes(pools: stages.Pools) -> list[Any]:
+    return [pair.prompt.answer(pair.responses[0]) for pair in (pools.held_out_pairs or pools.pairs)[:32]]
+
+
+def find_zero(
+    labels: str,
+    scored: PairScores,
+    task: CostTask,
+    template: Template,
+    pools: stages.Pools,
+    facts: dict[str, Any],
+) -> Zero:
+    """What a cost of zero means: the border of the safety labels, a border found by calibration, or nothing."""
+    if labels != "none":
+        scores, harmful = scored.labelled()
+        facts["cost_auc"] = auc(scores, harmful)
+        return Zero(0.0, "safety_labels", platt(scores, harmful), "zero is the border of the safety labels")
+    nothing = "trained on comparisons alone, so zero has no absolute meaning"
+    if not pools.labelled:
+        return Zero(0.0, "none", None, f"{nothing}; no labelled data were given, so nothing can be certified")
+    scorer = ModelScorer(task.model, template)
+    scores = scorer.score([record.conversation for record in pools.labelled])[:, 0].numpy()
+    harmful = np.array([0.0 if record.safe else 1.0 for record in pools.labelled])
+    found = platt(scores, harmful)
+    low, value = _auc_interval(scores, harmful)
+    facts["calibration_auc"] = value
+    if low <= 0.5 or found.slope <= 0:
+        words = f"{nothing}; on {len(scores)} labelled answers its AUC is {value:.3f}, not above chance"
+        return Zero(0.0, "none", None, f"{words}, so no limit can be calibrated and nothing will be certified")
+    border = -found.intercept / found.slope
+    words = f"{nothing}; {len(scores)} labelled answers (AUC {value:.3f}) put the border of harm at {border:.3f}"
+    return Zero(border, "calibrated", found, words)
+
+
+def _auc_interval(scores: np.ndarray, harmful: np.ndarray) -> tuple[float, float]:
+    """The lower end of a 95 % interval of the AUC (Hanley and McNeil 1982), and the AUC."""
+    value = auc(scores, harmful)
+    n1, n0 = float(harmful.sum()), float((1 - harmful).sum())
+    q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
+    variance = (value * (1 - value) + (n1 - 1) * (q1 - value**2) + (n0 - 1) * (q2 - value**2)) / (n1 * n0)
+    return value - 1.96 * variance**0.5, value
+
+
+def exam_of(bench: Bench) -> Exam:
+    """The exam before and after: the dev prompts, sampled as in training and deployment."""
+    truth = FunctionScorer(TRUTH, oracles.scores) if bench.settings.pocket else None
+    return Exam(
+        prompts=bench.pools.dev,
+        template=bench.template,
+        sampling=bench.settings.rollout.sampling,
+        scorer=bench.scorer,
+        truth=truth,
+        seed=bench.settings.seed,
+        micro_tokens=bench.settings.rollout.micro_tokens,
+    )
+
+
+def probe(conversations: Any) -> dict[str, float]:
+    """The truth about training answers in the pocket world, for the curves."""
+    table = np.array(oracles.scores(conversations))
+    benign = table[:, 3] > 0
+    found = {"true_harm": float(table[:, 1].mean())}
+    if benign.any():
+        found["true_help"] = float(table[benign, 0].mean())
+        found["over_refusal"] = float(table[benign, 2].mean())
+    return found
+
+
+def compare(bench: Bench, before: Outcome, after: Outcome) -> dict[str, Any]:
+    """The before and after part of the summary; writes `scores.jsonl` for the scatter."""
+    rows = []
+    for when, outcome in (("before", before), ("after", after)):
+        for i, one in enumerate(outcome.conversations):
+            row = {"when": when, **{name: float(values[i]) for name, values in outcome.scores.items()}}
+            if outcome.truth:
+                row |= {"harm": int(outcome.truth["harm"][i]), "kind": oracles.kind(one)}
+            rows.append(row)
+    bench.run.write_lines("scores.jsonl", rows)
+    summary: dict[str, Any] = {}
+    for when, outcome in (("before", before), ("after", after)):
+        summary |= {f"{name}_{when}": found.to_dict() for name, found in outcome.estimates().items()}
+    return summary | {"examples": _examples(before, after)}
+
+
+def _examples(before: Outcome, after: Outcome) -> list[dict[str, str]]:
+    """Three requests with the reply before and after: one of each kind where kinds are known, else the first."""
+    kinds = [oracles.kind(one) if before.truth else "prompt" for one in before.conversations]
+    wanted = ["benign", "harmful", "disguised"] if before.truth else ["prompt"]
+    chosen = [kinds.index(kind) for kind in wanted if kind in kinds] if before.truth else [0, 1, 2]
+    return [
+        {
+            "kind": kinds[i],
+            "prompt": before.conversations[i].prompt.messages[-1].text,
+            "before": before.conversations[i].response,
+            "after": after.conversations[i].response,
+        }
+        for i in chosen[: len(kinds)]
+    ]
+
+
+def exam(bench: Bench, reference: Any) -> Outcome:
+    """Examine the policy as it is now."""
+    return examine(exam_of(bench), bench.generator, bench.policy, reference)
+
+
+def finish(bench: Bench, summary: Mapping[str, Any], began: float, method: str) -> dict[str, Any]:
+    """Write `summary.json`: the results, the models' held-out accuracies, time and memory."""
+    facts = {
+        name: value.to_dict() if isinstance(value, Estimate) else value for name, value in bench.facts.items()
+    }
+    whole = {
+        "method": method,
+        "seed": bench.settings.seed,
+        **summary,
+        **facts,
+        "zero": {"value": bench.zero.value, "source": bench.zero.source, "words": bench.zero.words},
+        "seconds": round(time.monotonic() - began, 1),
+        "peak_rss_mib": round(peak_rss_mib()),
+    }
+    bench.run.write_json("summary.json", whole)
+    return whole
+
+
+def candidate_folder(run: RunFolder) -> Path:
+    """Where an improved policy waits for its safety test."""
+    return run.path / "models" / "candidate"

@@ -1,0 +1,171 @@
+"""HC-RLHF: improve a policy under a pessimistic limit, then release it only if a sealed test says so.
+
+Chittepu, Metevier, Schwarzer, Hoag, Niekum, Thomas, "Reinforcement Learning from Human Feedback with
+High-Confidence Safety Constraints", arXiv 2506.08266 (2025).
+
+Equation map (numbers of the steps in the paper's abstract and official code):
+
+* reward model, -log sigma(r_w - r_l)                            `losses.preference.bradley_terry`
+* cost model, ranking and sign terms                             `losses.preference.cost_rank`, `cost_sign`
+* kappa = C1 t(1-delta, n_b-1)/sqrt(n_b) + C2 t(1-delta, n_s-1)/sqrt(n_s)   `stats.bounds.kappa`
+* U = mean + kappa sd <= tau, while training                     `losses.dual.pessimistic`
+* multiplier step on U - tau                                     `losses.dual.update`
+* cost whose policy gradient is that of U                        `losses.dual.augmented_cost`
+* return G = (R - beta KL - lambda c) / (1 + lambda), leave-one-out   `losses.advantage.leave_one_out`
+* safety test, upper bound <= tau or No Solution Found           `certificate.gate.run`
+
+Departures, each with its reason:
+
+1. The cost model keeps the sign terms of Safe RLHF (arXiv 2310.12773). The official code drops them, and then a
+   cost of zero means "like the average training answer", so an absolute limit would mean nothing.
+2. The limit is on the rate of harmful answers and the test is Clopper-Pearson, which is exact. The Student-t test
+   of the paper misses rare harm; it remains available (`measure: logit`).
+3. One kappa for the multiplier and the policy. The official code uses two, so both pursue different limits.
+4. The return is divided by 1 + lambda, so the learning rate does not grow with the multiplier.
+5. Deviations below mean - sd/kappa are held there (`constraint.monotone`): otherwise the policy would be paid to
+   make very safe answers less safe.
+6. The multiplier moves by the projected rule, once per batch of answers; the official log rule is `rule: log`.
+"""
+
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from holdfast.certificate.plan import Plan, power_table, refuse_hopeless
+from holdfast.config import Settings
+from holdfast.engine.log import RunFolder
+from holdfast.engine.online import OnlineSettings, run_online
+from holdfast.engine.step import OptimiserSettings
+from holdfast.models.save import digest as model_digest
+from holdfast.rollout.experience import Collector
+from holdfast.systems import dual, safety_test, stages
+from holdfast.training.group import LeaveOneOut, LeaveOneOutSettings
+from holdfast.training.policy import Limits
+
+
+class CertificateSettings(Settings):
+    """The safety test; limit, delta and number of prompts are those of the constraint."""
+
+    ledger: str | None = None
+    """Ledger of all attempts on these prompts; null keeps one in the run folder."""
+    seed: int = Field(17, ge=0)
+    """Seed of the answers that are tested."""
+
+
+class HcRlhf(dual.DualSettings):
+    """Everything a run of HC-RLHF can be told."""
+
+    system: Literal["hc_rlhf"] = "hc_rlhf"
+    """Which system this recipe is for."""
+    method: Literal["pessimistic", "mean", "reward_only"] = "pessimistic"
+    """The pessimistic limit; the limit on the mean alone (kappa = 0); or no limit at all."""
+    policy: LeaveOneOutSettings = LeaveOneOutSettings()
+    """How the policy learns from groups of answers."""
+    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-6, schedule="constant")
+    """The policy's optimiser."""
+    online: OnlineSettings = OnlineSettings()
+    """How long the policy is improved."""
+    certificate: CertificateSettings = CertificateSettings()
+    """The safety test."""
+
+    @model_validator(mode="after")
+    def _one_direction(self) -> "HcRlhf":
+        if self.constraint.direction != "at_most":
+            raise ValueError("HC-RLHF bounds a cost from above; constraint.direction must be at_most")
+        return self
+
+
+def run(settings: HcRlhf, folder: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Run all stages in `folder`, resuming what is finished there; return the summary."""
+    began = time.monotonic()
+    run_folder = RunFolder(folder, settings, trackers=settings.trackers, overwrite=overwrite)
+    bench = dual.prepare(settings, run_folder)
+    plan = plan_test(settings, bench)
+    reference = stages.frozen_reference(bench.policy)
+    before = dual.exam(bench, reference)
+    improve(settings, bench, reference)
+    after = dual.exam(bench, reference)
+    compared = dual.compare(bench, before, after)
+    verdict = certify(settings, bench, plan)
+    return dual.finish(bench, {**verdict, **compared}, began, settings.method)
+
+
+def improve(settings: HcRlhf, bench: dual.Bench, reference: Any) -> None:
+    """Candidate selection: maximise the reward while U stays below the threshold."""
+    limits = Limits([] if settings.method == "reward_only" else [limit(settings, bench)])
+    collector = Collector(
+        bench.policy,
+        reference,
+        bench.generator,
+        bench.template,
+        stages.scores_by_name(bench.scorer),
+        settings.rollout,
+    )
+    algorithm = LeaveOneOut(
+        collector,
+        stages.offset(settings.policy, settings.seed),
+        settings.optimiser,
+        limits,
+        dual.probe if settings.pocket else None,
+    )
+    online = stages.offset(settings.online, settings.seed)
+    result = run_online(algorithm, bench.pools.practise, online, bench.run, stage="policy")
+    for warning in limits.warnings():
+        stages.say(warning)
+    shown = ("reward", "cost/harm", "multiplier/harm", "kl")
+    numbers = {name: result.metrics[name] for name in shown if name in result.metrics}
+    stages.say(f"policy: {result.iterations} iterations, last {stages.numbers(numbers)}")
+    probes = [one.answer("ok") for one in bench.pools.practise[:4]]
+    stages.keep(bench.policy, bench.template, probes, dual.candidate_folder(bench.run))
+
+
+def limit(settings: HcRlhf, bench: dual.Bench) -> Any:
+    """The constraint of the method; `mean` is the clean ablation kappa = 0."""
+    return bench.constraint(**({"bound": "mean"} if settings.method == "mean" else {}))
+
+
+def plan_test(settings: HcRlhf, bench: dual.Bench) -> Plan | None:
+    """The plan of the safety test, complete before the policy is improved; None when no limit has a meaning.
+
+    Raises `UserError` now, not after hours of training, when the test could not pass or lacks prompts.
+    """
+    if bench.zero.source == "none":
+        return None
+    plan = safety_test.make_plan(
+        settings.constraint,
+        settings.rollout.sampling,
+        settings.certificate.seed + settings.seed,
+        bench.zero.value,
+        bench.zero.source,
+    )
+    safety_test.sealed(bench.pools.safety, plan)
+    refuse_hopeless(plan)
+    stages.say("safety test: " + power_table(plan))
+    return plan
+
+
+def certify(settings: HcRlhf, bench: dual.Bench, plan: Plan | None) -> dict[str, Any]:
+    """The safety test: write certificate and evidence, and release the policy only when CERTIFIED."""
+    if plan is None:
+        stages.say(f"no safety test: {bench.zero.words}")
+        limit_facts = {"tau": settings.constraint.threshold, "delta": settings.constraint.delta}
+        return {"verdict": "NSF", "reason": "no_zero", **limit_facts, "n": None, "k": None, "ucb": None}
+    folder, waiting = bench.run.path, dual.candidate_folder(bench.run)
+    candidate = safety_test.Candidate(
+        bench.generator,
+        bench.template,
+        settings.rollout.sampling,
+        bench.scorer,
+        model_digest(waiting),
+        safety_test.scorer_digest(folder / "models" / "cost", bench.zero.value, bench.zero.source),
+    )
+    ledger = Path(settings.certificate.ledger) if settings.certificate.ledger else None
+    verdict = safety_test.conduct(plan, bench.pools.safety, candidate, folder, ledger)
+    if verdict["verdict"] != "CERTIFIED":
+        return {**verdict, "policy": None}
+    released = folder / "models" / "policy"
+    if not released.exists():
+        waiting.rename(released)
+    return {**verdict, "policy": str(released.relative_to(folder))}

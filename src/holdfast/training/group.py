@@ -1,0 +1,108 @@
+"""Policy gradient without a critic: each answer is compared with the other answers to its prompt.
+
+RLOO (arXiv 2402.14740) on the return of the Lagrangian, as HC-RLHF does it (arXiv 2506.08266):
+G = (clip(R - beta KL) - sum_j lambda_j c_j) / (1 + sum_j lambda_j).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from holdfast.config import Settings
+from holdfast.data.schema import Conversation
+from holdfast.engine.step import OptimiserSettings
+from holdfast.losses.advantage import leave_one_out, mix
+from holdfast.losses.reduce import Sum
+from holdfast.losses.surrogate import clipped_ratio
+from holdfast.rollout.experience import Collector, Experience
+from holdfast.training.policy import Learnable, Limits, PolicyBatch, Probe, current_logprobs, describe, readable, stream
+
+
+class LeaveOneOutSettings(Settings):
+    """How the policy learns from groups of answers."""
+
+    reward: str = "reward"
+    """The score to maximise."""
+    kl: float = Field(0.05, ge=0)
+    """Weight beta of the KL to the reference, inside the reward."""
+    reward_clip: float = Field(50.0, gt=0)
+    """Reward minus KL is clipped to plus and minus this."""
+    truncation_penalty: float = Field(0.0, ge=0)
+    """Taken from the reward of an answer that did not end by itself."""
+    clip: float = Field(0.2, gt=0)
+    """Ratio clip; it binds only after the first of several steps on one experience."""
+    steps_per_experience: int = Field(1, ge=1)
+    """Optimiser steps in which an experience is learned."""
+    seed: int = Field(0, ge=0)
+    """Seed of the sampler."""
+
+
+class LeaveOneOut:
+    """An `Algorithm` of the online loop: one trainable part, the policy."""
+
+    weights: Mapping[str, float] = {}
+
+    def __init__(
+        self,
+        collector: Collector,
+        settings: LeaveOneOutSettings,
+        optimiser: OptimiserSettings,
+        limits: Limits,
+        probe: Probe | None = None,
+    ) -> None:
+        self.collector, self.settings, self.limits, self.probe = collector, settings, limits, probe
+        self.parts: Mapping[str, nn.Module] = {"policy": collector.policy}
+        self.optimisers: Mapping[str, OptimiserSettings] = {"policy": optimiser}
+
+    def collect(self, prompts: Sequence[Conversation], iteration: int) -> Learnable:
+        """Sample, score, move the multipliers, and set each answer against the others of its prompt."""
+        seed = stream(self.settings.seed, iteration, self.limits.processes.rank)
+        experience = self.collector.collect(prompts, seed)
+        numbers = self.limits.observe(experience)
+        advantages = leave_one_out(self.returns(experience), experience.per_prompt)
+        table = advantages[:, None].expand_as(experience.old_logprobs) * experience.response_mask
+        return Learnable(experience, table, {}, {}, numbers)
+
+    def returns(self, experience: Experience) -> torch.Tensor:
+        """(N,) the Lagrangian's return of each answer, its scale independent of the multipliers."""
+        s = self.settings
+        reward = experience.scores[s.reward] - s.kl * experience.kl.sum(-1)
+        reward = reward - s.truncation_penalty * experience.truncated.float()
+        return mix(
+            reward.clamp(-s.reward_clip, s.reward_clip), self.limits.costs(experience), self.limits.multipliers
+        )
+
+    def mini_batches(self, experience: Learnable, rng: torch.Generator) -> list[list[PolicyBatch]]:
+        return experience.mini_batches(
+            self.settings.steps_per_experience, self.collector.settings.micro_tokens, rng
+        )
+
+    def counts(self, part: str, batch: PolicyBatch) -> dict[str, float]:
+        return {"policy": float(batch.tokens.size)}
+
+    def loss(self, part: str, batch: PolicyBatch) -> dict[str, Sum]:
+        """-(A log pi) summed over tokens, per answer; the clipped ratio has this gradient at the sampling policy."""
+        policy = self.collector.policy
+        device = next(policy.parameters()).device
+        tokens = batch.tokens.to(device)
+        logp = current_logprobs(policy, tokens, self.collector.settings.sampling.temperature)
+        per_token = clipped_ratio(
+            logp, batch.old_logprobs.to(device), batch.advantages.to(device), self.settings.clip
+        )
+        total = per_token.where(tokens.response_mask, 0.0).sum()
+        return {"policy": Sum(total, torch.tensor(tokens.size, device=device))}
+
+    def after(self, experience: Learnable) -> dict[str, float]:
+        return describe(experience.experience, self.probe) | experience.numbers
+
+    def samples(self, experience: Learnable) -> list[dict[str, Any]]:
+        return readable(experience.experience)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"limits": self.limits.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.limits.load_state_dict(state["limits"])

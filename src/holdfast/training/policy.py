@@ -1,0 +1,166 @@
+"""What every method that improves a policy shares: collecting under limits, and saying what happened."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from holdfast.data.collate import Batch, micro_batches, pad
+from holdfast.data.schema import Conversation
+from holdfast.engine.distributed import Processes
+from holdfast.losses.logprob import kl_k3
+from holdfast.losses.reduce import masked_mean
+from holdfast.models.policy import response_logprobs
+from holdfast.rollout.experience import Experience
+from holdfast.training.lagrangian import Constraint
+
+Probe = Callable[[Sequence[Conversation]], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """B answered prompts of an experience with what the losses need: (B, T) tensors beside the tokens.
+
+    advantages: the mixture the policy learns from; old_values, returns: per critic, empty without critics.
+    """
+
+    tokens: Batch
+    old_logprobs: Tensor
+    advantages: Tensor
+    old_values: dict[str, Tensor]
+    returns: dict[str, Tensor]
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self.tokens.ids
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """An experience with advantages (N, T), and per critic the values it gave and the returns it should give."""
+
+    experience: Experience
+    advantages: Tensor
+    old_values: dict[str, Tensor]
+    returns: dict[str, Tensor]
+    numbers: dict[str, float]
+
+    def select(self, chosen: Sequence[int]) -> PolicyBatch:
+        """The chosen rows as a batch, padded no wider than they need."""
+        tokens = pad([self.experience.rows[i] for i in chosen], pad_id=self.experience.pad_id)
+        width = tokens.input_ids.shape[1]
+
+        def cut(table: Tensor) -> Tensor:
+            return table[list(chosen), :width]
+
+        return PolicyBatch(
+            tokens=tokens,
+            old_logprobs=cut(self.experience.old_logprobs),
+            advantages=cut(self.advantages),
+            old_values={name: cut(table) for name, table in self.old_values.items()},
+            returns={name: cut(table) for name, table in self.returns.items()},
+        )
+
+    def mini_batches(self, steps: int, micro_tokens: int, rng: torch.Generator) -> list[list[PolicyBatch]]:
+        """The rows in `steps` portions of nearly equal size in random order, each cut by a token budget."""
+        order = torch.randperm(self.experience.size, generator=rng).tolist()
+        lengths = [row.length for row in self.experience.rows]
+        portions = [order[i::steps] for i in range(steps)]
+        return [
+            [
+                self.select([portion[i] for i in group])
+                for group in micro_batches([lengths[i] for i in portion], micro_tokens)
+            ]
+            for portion in portions
+            if portion
+        ]
+
+
+class Limits:
+    """The constraints of a run: they watch every experience and say what each answer costs the policy."""
+
+    def __init__(self, constraints: Sequence[Constraint], processes: Processes | None = None) -> None:
+        self.constraints = tuple(constraints)
+        self.processes = processes or Processes()
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        return {constraint.name: constraint.multiplier for constraint in self.constraints}
+
+    def observe(self, experience: Experience) -> dict[str, float]:
+        """Add the experience's costs of all processes to every window and move every multiplier once."""
+        numbers: dict[str, float] = {}
+        for constraint in self.constraints:
+            costs = constraint.measure(experience.scores[constraint.settings.score])
+            constraint.observe(torch.tensor(self.processes.gather(costs.tolist())), experience.per_prompt)
+            numbers.update(constraint.step())
+        return numbers
+
+    def costs(self, experience: Experience) -> dict[str, Tensor]:
+        """Per constraint the (N,) cost whose policy gradient is that of its bound."""
+        return {
+            constraint.name: constraint.augmented(
+                constraint.measure(experience.scores[constraint.settings.score])
+            )
+            for constraint in self.constraints
+        }
+
+    def warnings(self) -> list[str]:
+        return [text for constraint in self.constraints if (text := constraint.warning())]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {constraint.name: constraint.state_dict() for constraint in self.constraints}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for constraint in self.constraints:
+            constraint.load_state_dict(state[constraint.name])
+
+
+def stream(seed: int, iteration: int, rank: int) -> int:
+    """The sampler's seed of one iteration on one process; no two share a stream of random numbers.
+
+    >>> stream(0, 1, 0) != stream(0, 0, 1)
+    True
+    """
+    return int(np.random.SeedSequence([seed, iteration, rank]).generate_state(1)[0])
+
+
+def current_logprobs(policy: nn.Module, tokens: Batch, temperature: float) -> Tensor:
+    """(B, T) log-probabilities of the responses under the policy as it is now, with gradient."""
+    return response_logprobs(
+        policy,
+        tokens.input_ids,
+        tokens.attention_mask,
+        tokens.position_ids,
+        tokens.response_mask,
+        temperature=temperature,
+        **tokens.extra,
+    )
+
+
+def describe(experience: Experience, probe: Probe | None) -> dict[str, float]:
+    """Numbers of one experience: raw scores, KL to the reference per answer, length, truncation, and the probe's."""
+    mask = experience.response_mask
+    numbers = {name: float(values.mean()) for name, values in experience.scores.items()}
+    numbers["kl"] = float(experience.kl.sum(-1).mean())
+    numbers["kl_k3"] = float(kl_k3(experience.old_logprobs, experience.ref_logprobs).sum(-1).mean())
+    numbers["entropy"] = float(-masked_mean(experience.old_logprobs, mask))
+    numbers["length"] = float(mask.sum(-1).float().mean())
+    numbers["truncated"] = float(experience.truncated.float().mean())
+    return numbers | (probe(experience.conversations) if probe else {})
+
+
+def readable(experience: Experience, most: int = 3) -> list[dict[str, Any]]:
+    """A few answers with their scores, one per prompt, for people to read."""
+    chosen = range(0, experience.size, experience.per_prompt)[:most]
+    return [
+        {
+            "prompt": experience.conversations[i].prompt.messages[-1].text,
+            "response": experience.conversations[i].response,
+            **{name: float(values[i]) for name, values in experience.scores.items()},
+        }
+        for i in chosen
+    ]

@@ -1,0 +1,96 @@
+"""Wrong versions of the certificate; each must make its tests fail."""
+
+C, TC = "src/holdfast/certificate/constraint.py", "tests/certificate/test_constraint.py"
+P, TP = "src/holdfast/certificate/plan.py", "tests/certificate/test_plan.py"
+L, TL = "src/holdfast/certificate/ledger.py", "tests/certificate/test_ledger.py"
+G, TG = "src/holdfast/certificate/gate.py", "tests/certificate/test_gate.py"
+D, TD = "src/holdfast/certificate/document.py", "tests/certificate/test_document.py"
+V, TV = "src/holdfast/certificate/verify.py", "tests/certificate/test_verify.py"
+X, TX = "src/holdfast/certificate/explain.py", "tests/certificate/test_explain.py"
+R, TR = "src/holdfast/certificate/records.py", "tests/certificate/test_records.py"
+
+MUTANTS = [
+    (C, "(costs > self.threshold)", "(costs >= self.threshold)", TC),
+    (
+        C,
+        'flags.max(axis=1) if self.method == "clopper_pearson"',
+        'flags[:, 0] if self.method == "clopper_pearson"',
+        TC,
+    ),
+    (C, "and found.upper <= constraint.tau", "and found.upper < constraint.tau", TC),
+    (C, "bounds(constraint, values, delta / constraints)", "bounds(constraint, values, delta)", TC),
+    (C, "np.minimum(np.maximum(means, low), high)", "means", TC),
+    (
+        C,
+        "low + high - betting_upper(other, delta, mirrored",
+        "low + high - betting_upper(other, delta, bets",
+        TC,
+    ),
+    (C, "        low + high - hoeffding_bentkus_upper(", "        high - hoeffding_bentkus_upper(", TC),
+    (C, "-student_t_upper(-values, delta)", "student_t_upper(-values, delta)", TC),
+    (C, "np.count_nonzero(values) < FEWEST_FOR_T", "np.count_nonzero(values) < 2", TC),
+    (C, "return delta > 0 and n >= FEWEST_FOR_T", "return n >= FEWEST_FOR_T", TC),
+    (C, "if not low < self.tau < high:", "if not low <= self.tau <= high:", TC),
+    (P, "digest(sorted(keys))", "digest(list(keys))", TP),
+    (P, 'f"{seed}:{keys[i]}"', 'f"{keys[i]}"', TP),
+    (
+        P,
+        "    delta = plan.delta_for(1)\n    for constraint",
+        "    delta = plan.delta\n    for constraint",
+        TP,
+    ),
+    (P, 'if plan.zero_reference == "none":', 'if plan.zero_reference == "nothing":', TP),
+    (P, "    _refuse_hopeless(plan)\n", "", TP),
+    (P, "if len(set(fold_rows)) < len(fold_rows):", "if not fold_rows:", TP),
+    (L, 'entry["verdict"] != "CERTIFIED"', 'entry["verdict"] == "CERTIFIED"', TL),
+    (L, 'event == "close" and schedule != "single_use" and', 'event == "close" and', TL),
+    (L, '        if known == "sealed":', '        if known in ("sealed", "open"):', TL),
+    (L, "spend(delta, len(earlier) + 1, schedule)", "spend(delta, 1, schedule)", TL),
+    (L, "!= (delta, schedule)", '!= (delta, entry["schedule"])', TL),
+    (L, "line == canonical(entry).encode() and ", "", TL),
+    (L, "!= (index, previous)", '!= (index, body.get("previous"))', TL),
+    (L, "fcntl.flock(file, fcntl.LOCK_EX)", "fcntl.flock(file, fcntl.LOCK_SH)", TL),
+    (L, 'if entry["fold"] != fold or found == "burned":', 'if entry["fold"] != fold:', TL),
+    (G, "if not all(np.isfinite(column).all() for column in table.values()):", "if False:", TG),
+    (G, "    if len(set(keys)) < len(keys):\n", "    if False:\n", TG),
+    (G, "    if fold_digest(keys) != frozen.fold_sha256:\n", "    if False:\n", TG),
+    (G, "any(result.lcb > result.tau for", "any(result.ucb > result.tau for", TG),
+    (G, "if all(result.passed for result in results):", "if any(result.passed for result in results):", TG),
+    (
+        G,
+        "measure(each, sample[each.score], delta, count)",
+        "measure(each, sample[each.score], delta / count, count)",
+        TG,
+    ),
+    (G, "column[order] for name", "column for name", TG),
+    (G, "if any(degenerate(each", "if False and any(degenerate(each", TG),
+    (G, '"insufficient_n" if attempt == 1 else "budget_exhausted"', '"insufficient_n"', TG),
+    (G, "        ledger.burn(fold,", "        ledger.close(fold,", TG),
+    (G, "for _, prompt in prompts for _ in range(each)", "for _ in range(each) for _, prompt in prompts", TG),
+    (G, "(column >= low).all() and (column <= high).all()", "(column <= high).all()", TG),
+    (G, "repr(cost) for cost in found", "f'{cost:.6f}' for cost in found", TG),
+    (D, '"tv_slack": result.tau - result.ucb', '"tv_slack": result.ucb - result.tau', TD),
+    (D, "or 0) - result.k", "or 0)", TD),
+    (D, "    if certificate.exists():", "    if evidence.is_dir():", TD),
+    (
+        D,
+        "== (frozen.sha256, verdict.attempt, verdict.verdict)",
+        "== (frozen.sha256, verdict.attempt, ours[2])",
+        TD,
+    ),
+    (V, 'if document.get("sha256") != digest(body):', "if False:", TV),
+    (V, "if text != render(document):", "if False:", TV),
+    (V, "if result.delta != predicate.budget.delta_used:", "if False:", TV),
+    (V, "if sha256(bundle).hexdigest() != predicate.evidence.bundle_sha256:", "if False:", TV),
+    (V, "if row.harmful != flags(predicate.plan.plan, numbers):", "if False:", TV),
+    (V, "not all(map(_same, stated, again.constraints))", "False", TV),
+    (V, "if (predicate.verdict, predicate.reason) != (again.verdict, again.reason):", "if False:", TV),
+    (V, 'for key in ("_type", "subject", "signatures")', 'for key in ("_type", "subject")', TV),
+    (V, "if predicate.plan_sha256 != predicate.plan.sha256:", "if False:", TV),
+    (V, '    if closed.get("verdict") != predicate.verdict:', "    if False:", TV),
+    (V, "if kind != PREDICATE:", "if kind is None:", TV),
+    (X, '"within" if result.passed else "above"', '"above" if result.passed else "within"', TX),
+    (X, "_percent(1 - predicate.budget.delta_used)", "_percent(predicate.budget.delta_used)", TX),
+    (R, "sort_keys=True, ", "", TR),
+    (R, ", allow_nan=False", "", TR),
+]

@@ -1,0 +1,292 @@
+"""Each format by hand: what a row becomes, and every way in which it can be unusable."""
+
+import math
+
+import pytest
+
+from holdfast.data.formats import FORMATS, recognise
+from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated
+from holdfast.data.values import Place, transcript
+from holdfast.errors import UserError
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010802000000907753de"
+    "0000000c49444154789c63f8cfc0000003010100c9fe92ef0000000049454e44ae426082"
+)
+PLACE = Place("file-1")
+PKU = {
+    "prompt": "q",
+    "response_0": "first",
+    "response_1": "second",
+    "better_response_id": 0,
+    "safer_response_id": 1,
+    "is_response_0_safe": False,
+    "is_response_1_safe": True,
+}
+BEAVER = {
+    "question": "q",
+    "image": {"bytes": PNG, "path": None},
+    "category": "animal_abuse",
+    "image_severity": 2,
+    "response_1": "first",
+    "response_2": "second",
+    "more_helpful_response_id": 1,
+    "safer_response_id": 2,
+    "response_1_harmless_rate": -2,
+    "response_2_harmless_rate": 1,
+    "is_response_1_safe": "no",
+    "is_response_2_safe": "yes",
+}
+HH = {
+    "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: yes\n\nplease",
+    "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: no",
+}
+SINGLE = {"prompt": "q", "chosen": "x", "rejected": "y", "same_prompt": True, "split": "test", "id": "s1"}
+
+
+def user(text: str) -> dict:
+    return {"role": "user", "content": text}
+
+
+def assistant(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def convert(row: dict, place: Place = PLACE):
+    return FORMATS[recognise(row, "file")].convert(row, place)
+
+
+def test_pku_safe_rlhf_counts_from_zero() -> None:
+    pair = convert(PKU)
+    assert isinstance(pair, DualPair)
+    assert (pair.id, pair.responses) == ("file-1", ("first", "second"))
+    assert (pair.helpful_id, pair.safer_id, pair.safe) == (0, 1, (False, True))
+    assert pair.harmless_rate == (None, None)
+    more = convert(
+        {**PKU, "response_0_severity_level": 3, "response_0_harm_category": {"fraud": True, "war": False}}
+    )
+    assert more.severity == (3, None)
+    assert more.categories == (("fraud",), ())
+
+
+def test_pku_safe_rlhf_from_a_table_of_text() -> None:
+    texts = {name: str(value) for name, value in PKU.items()}
+    assert convert(texts) == convert(PKU)
+
+
+def test_beavertails_v_counts_from_one(tmp_path) -> None:
+    pair = convert(BEAVER, Place("file-1", image_folder=tmp_path))
+    assert (pair.helpful_id, pair.safer_id, pair.safe) == (0, 1, (False, True))
+    assert pair.harmless_rate == (-2, 1)
+    assert pair.categories == (("animal_abuse",), ())
+    assert pair.image_severity == 2
+    (image,) = pair.prompt.images
+    assert (tmp_path / f"{image.sha256}.png").read_bytes() == PNG
+
+
+def test_beavertails_v_images_by_path(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    pair = convert({**BEAVER, "image": "a.png"}, Place("file-1", folder=tmp_path))
+    assert pair.prompt.images[0].path == str(tmp_path / "a.png")
+    assert len(pair.prompt.images[0].sha256) == 64
+    with pytest.raises(UserError, match="no image file at"):
+        convert({**BEAVER, "image": "b.png"}, Place("file-1", folder=tmp_path))
+    with pytest.raises(UserError, match="set image_folder"):
+        convert(BEAVER)
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"safer_response_id": 2}, "safer_response_id must be 0 or 1, got 2"),
+        ({"better_response_id": -1}, "better_response_id must be 0 or 1, got -1"),
+        ({"better_response_id": None}, "better_response_id must be 0 or 1, got None"),
+        ({"better_response_id": 0.5}, "must be a whole number, got 0.5"),
+        ({"better_response_id": "first"}, "must be a whole number, got 'first'"),
+        ({"is_response_0_safe": "perhaps"}, "expected yes or no, got 'perhaps'"),
+        ({"prompt": ""}, "prompt is empty"),
+        ({"response_0": " \n"}, "response_0 is empty"),
+        ({"response_1": None}, "response_1 must be text, not NoneType"),
+        ({"response_1": "first "}, "the two responses are equal"),
+        ({"safer_response_id": 0}, "labels contradict"),
+    ],
+)
+def test_pku_rows_that_cannot_be_used(change, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        convert({**PKU, **change})
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"safer_response_id": 0}, "safer_response_id must be 1 or 2, got 0"),
+        ({"response_1_harmless_rate": 1, "safer_response_id": 2}, "safe=False and harmless_rate=1"),
+        ({"response_1_harmless_rate": -4}, "greater than or equal to -3"),
+    ],
+)
+def test_beavertails_v_rows_that_cannot_be_used(change, reason, tmp_path) -> None:
+    with pytest.raises(ValueError, match=reason):
+        convert({**BEAVER, **change}, Place("file-1", image_folder=tmp_path))
+
+
+def test_hh_rlhf_labels_one_axis_only() -> None:
+    pair = convert(HH)
+    assert [message.role for message in pair.prompt.messages] == ["user", "assistant", "user"]
+    assert [message.text for message in pair.prompt.messages] == ["a", "b", "c"]
+    # A blank line inside an answer belongs to the answer.
+    assert pair.responses == ("yes\n\nplease", "no")
+    assert (pair.safer_id, pair.helpful_id, pair.safe) == (0, None, (None, None))
+    helpful = convert(HH, Place("file-1", axis="helpful"))
+    assert (helpful.safer_id, helpful.helpful_id) == (None, 0)
+
+
+@pytest.mark.parametrize(
+    "chosen, reason",
+    [
+        ("\n\nHuman: other\n\nAssistant: yes", "different prompts"),
+        ("\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: ", "the last turn is empty"),
+        ("\n\nHuman: a\n\nHuman: c\n\nAssistant: yes", "two turns of one role"),
+        ("\n\nHuman: a", "must end with Assistant"),
+        ("\n\nAssistant: a", "must begin with Human"),
+    ],
+)
+def test_hh_rows_that_cannot_be_used(chosen, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        FORMATS["hh_rlhf"].convert({**HH, "chosen": chosen}, PLACE)
+
+
+def test_transcripts_must_begin_with_a_mark() -> None:
+    with pytest.raises(ValueError, match="must begin with Human"):
+        transcript("Well.\n\nHuman: a\n\nAssistant: b")
+
+
+def test_single_turn_pairs() -> None:
+    pair = convert(SINGLE)
+    assert (pair.id, pair.split, pair.responses, pair.safer_id) == ("s1", "test", ("x", "y"), 0)
+    talk = convert({**SINGLE, "prompt": "Human: a\n\nAssistant: b\n\nHuman: c"})
+    assert [message.text for message in talk.prompt.messages] == ["a", "b", "c"]
+    with pytest.raises(ValueError, match="same_prompt is false"):
+        convert({**SINGLE, "same_prompt": False})
+    with pytest.raises(ValueError, match="rejected is empty"):
+        convert({**SINGLE, "rejected": ""})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "x", "rejected": "y"},
+        {"prompt": [user("q")], "chosen": [assistant("x")], "rejected": [assistant("y")]},
+        {"prompt": [user("q")], "chosen": "x", "rejected": "y"},
+        {"chosen": [user("q"), assistant("x")], "rejected": [user("q"), assistant("y")]},
+        {"prompt": {"messages": [user("q")]}, "chosen": "x", "rejected": "y"},
+    ],
+)
+def test_trl_pairs_in_all_their_forms(row) -> None:
+    pair = convert(row)
+    assert isinstance(pair, Pair)
+    assert (pair.prompt.messages[0].text, pair.chosen, pair.rejected) == ("q", "x", "y")
+    assert len(pair.prompt.messages) == 1
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"chosen": "y "}, "chosen and the rejected answer are equal"),
+        ({"chosen": ""}, "chosen is empty"),
+        ({"chosen": [user("x")]}, "exactly one assistant message"),
+        ({"chosen": [user("q"), assistant("x")]}, "exactly one assistant message, got .'user', 'assistant'"),
+        ({"prompt": [user("q"), assistant("x")]}, "must end with a user turn"),
+        ({"prompt": [{"role": "bot", "content": "q"}]}, "'system', 'user' or 'assistant'"),
+        ({"prompt": [{"text": "q"}]}, "needs role and content"),
+        ({"prompt": []}, "expected a list of messages"),
+        ({"prompt": 7}, "expected a list of messages"),
+        ({"prompt": [user([{"type": "audio"}])]}, "text or image, not 'audio'"),
+        ({"prompt": [user([{"type": "image"}])]}, "names no file"),
+    ],
+)
+def test_trl_rows_that_cannot_be_used(change, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        FORMATS["trl_pairs"].convert({"prompt": "q", "chosen": "x", "rejected": "y", **change}, PLACE)
+
+
+def test_an_implicit_prompt_must_be_shared() -> None:
+    row = {"chosen": [user("q"), assistant("x")], "rejected": [user("other"), assistant("y")]}
+    with pytest.raises(ValueError, match="share no prompt"):
+        convert(row)
+    with pytest.raises(ValueError, match="lists of messages"):
+        convert({"chosen": "x", "rejected": "y"})
+
+
+def test_trl_images_take_their_places_in_order(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    place = Place("file-1", folder=tmp_path)
+    text, slot = {"type": "text", "text": "q"}, {"type": "image"}
+    row = {"prompt": [user([slot, text])], "images": ["a.png"], "chosen": "x", "rejected": "y"}
+    content = convert(row, place).prompt.messages[0].content
+    assert [part.type for part in content] == ["image", "text"]
+    (tmp_path / "b.png").write_bytes(PNG + b"other")
+    both = convert(
+        {**row, "prompt": [user([slot]), assistant("x"), user([slot, text])], "images": ["a.png", "b.png"]},
+        place,
+    )
+    assert [image.path for image in both.prompt.images] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    assert convert({**row, "prompt": "q"}, place).prompt.messages[0].content == content
+    with pytest.raises(ValueError, match="1 of its images have no place"):
+        convert({**row, "prompt": [user([text])]}, place)
+    with pytest.raises(ValueError, match="images are used up"):
+        convert({**row, "prompt": [user([slot, slot, text])]}, place)
+
+
+def test_prompts_and_completions() -> None:
+    assert convert({"prompt": "q"}) == Conversation.ask("q", id="file-1")
+    assert convert({"prompt": [user("q")], "id": "p"}).id == "p"
+    assert convert({"messages": [user("q"), assistant("x")]}).response == "x"
+    assert convert({"prompt": "q", "completion": "x"}) == Conversation.ask("q", id="file-1").answer("x")
+    with pytest.raises(ValueError, match="end with a user or an assistant turn"):
+        convert({"messages": [{"role": "system", "content": "s"}]})
+
+
+def test_diasafety_labels_one_are_unsafe() -> None:
+    row = {"context": "q", "response": "x", "category": "Biased Opinion", "label": 1}
+    unsafe, safe = convert(row), convert({**row, "label": 0})
+    assert isinstance(unsafe, Labelled)
+    assert (unsafe.safe, unsafe.categories) == (False, ("Biased Opinion",))
+    assert (safe.safe, safe.categories) == (True, ())
+    assert (unsafe.conversation.prompt.messages[0].text, unsafe.conversation.response) == ("q", "x")
+    with pytest.raises(ValueError, match="response is empty"):
+        convert({**row, "response": ""})
+
+
+def test_a_missing_rating_is_not_a_number() -> None:
+    talk = {"messages": [user("q"), assistant("x")]}
+    rated = convert({"conversation": talk, "labels": {"help": 2.5, "tone": None}})
+    assert isinstance(rated, Rated)
+    assert rated.labels["help"] == 2.5
+    assert math.isnan(rated.labels["tone"])
+
+
+def test_a_recorded_image_must_be_the_same_file(tmp_path) -> None:
+    (tmp_path / "a.png").write_bytes(PNG)
+    image = {"type": "image", "path": "a.png", "sha256": "0" * 64}
+    with pytest.raises(ValueError, match="another hash"):
+        convert({"prompt": [user([image])]}, Place("file-1", folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "row, name",
+    [(PKU, "pku_safe_rlhf"), (BEAVER, "beavertails_v"), (HH, "hh_rlhf"), (SINGLE, "single_turn_pairs")],
+)
+def test_each_data_set_is_recognised_as_itself(row, name) -> None:
+    assert recognise(row, "file") == name
+
+
+def test_unknown_and_ambiguous_columns_are_listed() -> None:
+    with pytest.raises(UserError, match=r"file: no known format fits its columns \(label, text\)") as error:
+        recognise({"text": "a", "label": 1}, "file")
+    for name in FORMATS:
+        assert f"\n  {name}: " in str(error.value)
+    with pytest.raises(UserError, match=r"several formats fit .*pku_safe_rlhf, trl_pairs"):
+        recognise({**PKU, "chosen": "x", "rejected": "y"}, "file")
+    # A completion labelled good or bad is no example to imitate.
+    with pytest.raises(UserError, match="no known format"):
+        recognise({"prompt": "q", "completion": "x", "label": False}, "file")

@@ -1,0 +1,165 @@
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, linear
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from holdfast.losses.logprob import (
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    logits_logprobs,
+    token_logprobs,
+    token_logprobs_entropy,
+)
+
+N, H, V = 11, 4, 23
+
+
+def head(dtype=torch.float64):
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype).requires_grad_()
+
+    labels = torch.randint(V, (N,), generator=generator)
+    return draw(N, H), draw(V, H), draw(V), labels
+
+
+def plain(hidden, weight, bias, labels, temperature):
+    logits = (hidden @ weight.T + bias) / temperature
+    entropy = torch.distributions.Categorical(logits=logits).entropy()
+    return -cross_entropy(logits, labels, reduction="none"), entropy
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("chunk", [1, 4, 11, 1024])
+def test_chunks_equal_the_plain_form_in_value_and_gradient(chunk, temperature):
+    hidden, weight, bias, labels = head()
+    scale = torch.linspace(-1, 1, N, dtype=torch.float64)
+    inputs = (hidden, weight, bias)
+
+    logp, entropy = plain(hidden, weight, bias, labels, temperature)
+    slopes = torch.autograd.grad((scale * logp).sum(), inputs, retain_graph=True)
+    both = torch.autograd.grad((scale * logp + scale.flip(0) * entropy).sum(), inputs)
+
+    alone = token_logprobs(hidden, weight, labels, bias=bias, temperature=temperature, chunk=chunk)
+    assert_close(alone, logp, rtol=1e-12, atol=1e-12)
+    assert_close(torch.autograd.grad((scale * alone).sum(), inputs), slopes, rtol=1e-12, atol=1e-12)
+
+    pair = token_logprobs_entropy(hidden, weight, labels, bias=bias, temperature=temperature, chunk=chunk)
+    assert_close(pair, (logp, entropy), rtol=1e-12, atol=1e-12)
+    loss = (scale * pair[0] + scale.flip(0) * pair[1]).sum()
+    assert_close(torch.autograd.grad(loss, inputs), both, rtol=1e-12, atol=1e-12)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements any operation returned, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for item in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(item, torch.Tensor):
+                self.elements = max(self.elements, item.numel())
+        return out
+
+
+@pytest.mark.parametrize("function", [token_logprobs, lambda *a, **k: sum(token_logprobs_entropy(*a, **k))])
+def test_all_logits_never_exist_at_once(function):
+    rows, width, vocabulary, chunk = 64, 2, 50, 8
+    hidden = torch.randn(rows, width, requires_grad=True)
+    weight = torch.randn(vocabulary, width, requires_grad=True)
+    with LargestTensor() as largest:
+        function(hidden, weight, torch.zeros(rows, dtype=torch.long), chunk=chunk).sum().backward()
+    assert largest.elements == chunk * vocabulary
+
+
+def test_what_forward_keeps_for_backward_holds_no_logits():
+    kept = []
+    hidden, weight, _, labels = head()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        token_logprobs(hidden, weight, labels, chunk=4)
+    assert max(kept, default=0) < 4 * V
+
+
+def test_half_precision_is_lifted_before_the_normaliser():
+    hidden, weight, bias, labels = head(torch.bfloat16)
+    logits = linear(hidden, weight, bias).detach()
+    expected = -cross_entropy(logits.double(), labels, reduction="none").float()
+    assert_close(token_logprobs(hidden, weight, labels, bias=bias), expected, rtol=1e-6, atol=1e-6)
+    assert_close(logits_logprobs(logits, labels), expected, rtol=1e-6, atol=1e-6)
+    assert token_logprobs(hidden, weight, labels, bias=bias, chunk=4).dtype == torch.float32
+
+
+def test_frozen_weight_and_no_grad():
+    hidden, weight, _, labels = head()
+    token_logprobs(hidden, weight.detach(), labels, chunk=4).sum().backward()
+    assert hidden.grad is not None
+    with torch.no_grad():
+        assert not token_logprobs(hidden, weight, labels, chunk=4).requires_grad
+
+
+def test_no_rows_give_no_values_and_a_zero_gradient():
+    _, weight, _, _ = head()
+    hidden = torch.zeros(0, H, dtype=torch.float64, requires_grad=True)
+    logp = token_logprobs(hidden, weight, torch.zeros(0, dtype=torch.long))
+    assert logp.shape == (0,)
+    logp.sum().backward()
+    assert not weight.grad.any()
+
+
+def test_logits_form_equals_a_double_loop():
+    logits = torch.randn(2, 3, V, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    labels = torch.tensor([[0, 5, 22], [7, 7, 1]])
+    for b in range(2):
+        for t in range(3):
+            scaled = [float(z) / 1.5 for z in logits[b, t]]
+            normaliser = sum(torch.tensor(scaled, dtype=torch.float64).exp().tolist())
+            expected = scaled[labels[b, t]] - float(torch.tensor(normaliser, dtype=torch.float64).log())
+            assert float(logits_logprobs(logits, labels, 1.5)[b, t]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_errors_say_what_was_given():
+    hidden, weight, _, labels = head()
+    with pytest.raises(
+        ValueError, match=r"hidden must be \(N, H\) and labels \(N,\), got \(11, 4\) and \(10,\)"
+    ):
+        token_logprobs(hidden, weight, labels[:-1])
+    with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
+        token_logprobs(hidden, weight, labels, temperature=0)
+
+
+def policies():
+    generator = torch.Generator().manual_seed(5)
+    p = torch.randn(6, dtype=torch.float64, generator=generator).requires_grad_()
+    q = torch.randn(6, dtype=torch.float64, generator=generator)
+    return p, q, (p.log_softmax(-1).exp() * (p.log_softmax(-1) - q.log_softmax(-1))).sum()
+
+
+@pytest.mark.parametrize("estimator", [kl_k1, kl_k3])
+def test_expectation_of_k1_and_k3_is_the_divergence(estimator):
+    p, q, divergence = policies()
+    logp = p.log_softmax(-1).detach()
+    expectation = (logp.exp() * estimator(logp, q.log_softmax(-1))).sum()
+    assert expectation.item() == pytest.approx(divergence.item(), abs=1e-12)
+
+
+def test_expected_gradient_of_k2_is_that_of_the_divergence():
+    p, q, divergence = policies()
+    logp = p.log_softmax(-1)
+    (expected,) = torch.autograd.grad(divergence, p, retain_graph=True)
+    (slope,) = torch.autograd.grad((logp.detach().exp() * kl_k2(logp, q.log_softmax(-1))).sum(), p)
+    assert_close(slope, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_estimators_by_hand_and_at_equality():
+    logp, ref = torch.tensor([-1.0], dtype=torch.float64), torch.tensor([-1.5], dtype=torch.float64)
+    assert kl_k1(logp, ref).item() == 0.5
+    assert kl_k2(logp, ref).item() == 0.125
+    assert kl_k3(logp, ref).item() == pytest.approx(0.10653065971263342, abs=1e-15)
+    for estimator in (kl_k1, kl_k2, kl_k3):
+        assert estimator(logp, logp).item() == 0.0

@@ -1,0 +1,146 @@
+import pytest
+import torch
+from torch.autograd import grad
+from torch.testing import assert_close
+
+from holdfast.losses.mask import from_lengths
+from holdfast.losses.reduce import over, per_sequence
+from holdfast.losses.surrogate import clipped_ratio, clipped_value, ratio_metrics, reinforce
+
+
+def t(*numbers):
+    return torch.tensor(numbers, dtype=torch.float64)
+
+
+def test_clipped_ratio_by_hand():
+    advantages = t(-0.64439, -0.5162, -0.256)
+    loss = clipped_ratio(t(1.3, 0.7, 1.0).log(), t(0, 0, 0), advantages)
+    assert loss.tolist() == pytest.approx([0.837707, 0.41296, 0.256], abs=1e-9)
+    assert over(loss).mean.item() == pytest.approx(0.5022223333, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, slope",
+    [
+        (1.1, 2.0, -2.2, -2.2),  # inside: d loss / d logp = -ratio A
+        (1.5, 2.0, -2.4, 0.0),  # above, good: cut
+        (1.5, -2.0, 3.0, 3.0),  # above, bad: pulled back
+        (0.5, 2.0, -1.0, -1.0),  # below, good: pulled back
+        (0.5, -2.0, 1.6, 0.0),  # below, bad: cut
+    ],
+)
+def test_every_region_of_the_clip(ratio, advantage, loss, slope):
+    logp = t(ratio).log().requires_grad_()
+    value = clipped_ratio(logp, t(0), t(advantage))
+    assert value.item() == pytest.approx(loss, abs=1e-12)
+    assert grad(value.sum(), logp)[0].item() == pytest.approx(slope, abs=1e-12)
+    fraction = ratio_metrics(logp, t(0), t(advantage), torch.tensor([True]))["clip_fraction"]
+    assert fraction.mean.item() == float(slope == 0)
+
+
+def test_upper_side_may_be_wider():
+    logp, old = t(1.25, 0.75).log(), t(0, 0)
+    assert clipped_ratio(logp, old, t(1, 1), clip_high=0.28).tolist() == pytest.approx([-1.25, -0.75])
+    assert clipped_ratio(logp, old, t(-1, -1), clip_high=0.28).tolist() == pytest.approx([1.25, 0.8])
+    metrics = ratio_metrics(logp, old, t(1, -1), torch.tensor([True, True]), clip_high=0.28)
+    assert metrics["clip_fraction"].total.item() == 1  # only the lower one
+
+
+def test_old_policy_and_advantages_are_constants():
+    logp = t(-1.0, -2.0).requires_grad_()
+    advantages = t(0.5, -3.0).requires_grad_()
+    loss = clipped_ratio(logp, logp, advantages).sum()
+    assert loss.item() == pytest.approx(2.5)
+    slope, none = grad(loss, (logp, advantages), allow_unused=True)
+    assert slope.tolist() == [-0.5, 3.0]  # the on-policy gradient, -A
+    assert none is None
+
+
+def test_one_advantage_per_answer_serves_all_its_tokens():
+    logp, old = torch.randn(2, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
+    advantages = t(1.5, -0.5)[:, None]
+    assert torch.equal(
+        clipped_ratio(logp, old, advantages), clipped_ratio(logp, old, advantages.expand(2, 3))
+    )
+
+
+@pytest.mark.parametrize("reduction", [over, per_sequence])
+def test_padding_has_exactly_no_gradient(reduction):
+    mask = from_lengths(torch.tensor([3, 1]), size=4)
+    generator = torch.Generator().manual_seed(11)
+    logp, old, advantages = torch.randn(3, 2, 4, dtype=torch.float64, generator=generator)
+    logp.requires_grad_()
+    reduction(clipped_ratio(logp, old, advantages, clip=5.0), mask).mean.backward()
+    assert not logp.grad[~mask].any()
+    assert logp.grad[mask].any()
+
+
+def test_metrics_of_an_unchanged_policy_are_zero():
+    logp = torch.randn(2, 3, generator=torch.Generator().manual_seed(12))
+    metrics = ratio_metrics(logp, logp, torch.ones(2, 3), torch.ones(2, 3, dtype=torch.bool))
+    assert {name: value.mean.item() for name, value in metrics.items()} == {
+        "clip_fraction": 0,
+        "approx_kl": 0,
+    }
+
+
+def test_approx_kl_is_the_divergence_of_the_new_from_the_old_policy():
+    """Every token of a small vocabulary, weighted by the old policy that draws it."""
+    generator = torch.Generator().manual_seed(13)
+    old, new = torch.randn(2, 5, dtype=torch.float64, generator=generator).log_softmax(-1)
+    mask = torch.tensor([True])
+    estimates = [ratio_metrics(new[[i]], old[[i]], t(1), mask)["approx_kl"].total for i in range(5)]
+    divergence = (old.exp() * (old - new)).sum()
+    assert_close((old.exp() * torch.stack(estimates)).sum(), divergence, rtol=0, atol=1e-12)
+
+
+def test_metrics_count_only_the_mask():
+    ratio = t(2.0, 2.0, 1.0)
+    metrics = ratio_metrics(ratio.log(), t(0, 0, 0), t(1, 1, 1), torch.tensor([True, False, True]))
+    assert metrics["clip_fraction"].mean.item() == 0.5
+    assert metrics["approx_kl"].mean.item() == pytest.approx((1 - torch.log(t(2.0)).item()) / 2, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "value, loss, slope",
+    [
+        (7.0, 24.5, 7.0),  # beyond the clip, but its own error is the larger
+        (-7.0, 24.5, -7.0),
+        (-3.0, 4.5, -3.0),  # inside
+    ],
+)
+def test_clipped_value_by_hand(value, loss, slope):
+    values = t(value).requires_grad_()
+    result = clipped_value(values, t(1.0), t(0.0), clip=5.0)
+    assert result.item() == pytest.approx(loss, abs=1e-12)
+    assert grad(result.sum(), values)[0].item() == pytest.approx(slope, abs=1e-12)
+
+
+def test_a_critic_beyond_the_clip_is_held_to_the_clipped_error():
+    values = t(9.0).requires_grad_()  # right at the return, but further from the old value than allowed
+    result = clipped_value(values, t(1.0), t(9.0), clip=5.0)
+    assert result.item() == 4.5  # 0.5 (6 - 9)^2
+    assert grad(result.sum(), values)[0].item() == 0.0
+
+
+def test_reinforce_is_the_gradient_of_the_expected_return():
+    """Summed over all answers, weighted by their probability: d/dz sum p A = -d/dz of the loss."""
+    logits = torch.randn(4, dtype=torch.float64, generator=torch.Generator().manual_seed(14)).requires_grad_()
+    returns = t(1.0, -2.0, 0.5, 3.0)
+    (exact,) = grad((logits.softmax(-1) * returns).sum(), logits)
+    loss = reinforce(logits.log_softmax(-1), returns * logits.softmax(-1))
+    assert loss.count.item() == 4
+    assert_close(grad(loss.total, logits)[0], -exact, rtol=0, atol=1e-12)
+
+
+def test_reinforce_refuses_to_broadcast():
+    with pytest.raises(ValueError, match=r"sequence_logp \(2,\), advantages \(2, 1\)"):
+        reinforce(torch.zeros(2), torch.zeros(2, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_lifted_to_float32(dtype):
+    half = torch.zeros(2, dtype=dtype)
+    assert clipped_ratio(half, half, torch.ones(2)).dtype == torch.float32
+    assert clipped_value(half, half, half).dtype == torch.float32
+    assert reinforce(half, half).total.dtype == torch.float32
