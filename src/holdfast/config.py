@@ -44,7 +44,9 @@ def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
-            raise UserError(f"{key}: this setting stands twice (line {key_node.start_mark.line + 1}); keep one of them")
+            raise UserError(
+                f"{key}: this setting stands twice (line {key_node.start_mark.line + 1}); keep one of them"
+            )
         seen[key] = loader.construct_object(value_node, deep=True)
     return seen
 
@@ -115,7 +117,9 @@ def build(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
 def _put(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise UserError(f"{override!r} is no override; write key=value, for example seed=1 or rl.iterations=50")
+        raise UserError(
+            f"{override!r} is no override; write key=value, for example seed=1 or rl.iterations=50"
+        )
     *groups, last = key.split(".")
     place: Any = values
     for group in groups:

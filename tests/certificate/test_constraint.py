@@ -61,9 +61,10 @@ def test_several_answers_per_prompt_are_one_unit():
 
 @pytest.mark.parametrize("method", ["betting", "hoeffding_bentkus"])
 def test_mean_bounds_enclose_and_mirror(method):
-    constraint = ConstraintPlan(kind="mean", method=method, tau=0.0, lower=-1, upper=1)
+    constraint = ConstraintPlan(kind="mean", method=method, tau=0.3, lower=-1, upper=1)
     costs = np.random.default_rng(0).uniform(-1, 0.4, (80, 1))
-    result, mirror = measure(constraint, costs, 0.05), measure(constraint, -costs[::1], 0.05)
+    mirrored = constraint.model_copy(update={"tau": -0.3})
+    result, mirror = measure(constraint, costs, 0.05), measure(mirrored, -costs, 0.05)
     assert result.lcb < result.estimate < result.ucb
     assert (result.lcb, result.ucb) == pytest.approx((-mirror.ucb, -mirror.lcb), abs=1e-8)
     assert result.k is None

@@ -93,9 +93,7 @@ def test_another_test_than_planned_is_invalid(values, keys, reason):
     assert (found.verdict, found.reason, found.constraints) == ("INVALID", reason, ())
 
 
-@pytest.mark.parametrize(
-    "cost, reason", [(1.2, "protocol_violation"), (-0.2, "protocol_violation"), (1.0, None)]
-)
+@pytest.mark.parametrize("cost, reason", [(1.2, "protocol_violation"), (-0.2, "protocol_violation"), (1.0, None)])
 def test_a_cost_outside_its_declared_range_is_invalid(cost, reason):
     found = decide(frozen(SEVERITY), {"severity": np.r_[cost, np.zeros(99)]}, KEYS)
     assert found.reason == reason
@@ -243,3 +241,10 @@ def test_costs_survive_as_text(bench):
     values = np.random.default_rng(0).random(100)
     _, rows = run(gate, ledger, prompts, policy.sample, lambda answers: {"severity": values})
     assert [float(row.costs["severity"][0]) for row in rows] == values.tolist()
+
+
+def test_half_a_surrogate_pair_does_not_cost_the_fold(bench):
+    gate, ledger, prompts, _ = bench()
+    verdict, rows = run(gate, ledger, prompts, lambda p: ["\ud83d"] * 100, lambda answers: costs(0))
+    assert verdict.certified
+    assert len(rows[0].responses[0]) == 64

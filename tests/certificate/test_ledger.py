@@ -3,6 +3,7 @@ import multiprocessing
 import pytest
 
 from holdfast.certificate.ledger import START, Ledger, read, state
+from holdfast.certificate.records import canonical, digest
 from holdfast.errors import UserError
 
 FOLD, OTHER = "f" * 64, "e" * 64
@@ -92,6 +93,11 @@ def test_folds_do_not_touch_each_other(ledger):
     assert state(ledger.entries()[:3], FOLD) == "open"
 
 
+def test_nothing_follows_a_burned_fold():
+    events = [{"event": event, "fold": FOLD} for event in ("seal", "burn", "seal")]
+    assert [state(events[:end], FOLD) for end in range(4)] == ["unknown", "sealed", "burned", "burned"]
+
+
 def test_order_of_events_is_enforced(ledger):
     with pytest.raises(UserError, match=r"is unknown.*seal it before"):
         ledger.open(FOLD, "plan", "policy", 0.05)
@@ -112,6 +118,24 @@ def test_every_byte_is_guarded(ledger):
             ledger.verify()
 
 
+def test_another_spelling_of_the_same_content_is_noticed(ledger):
+    ledger.seal(FOLD, 59)
+    ledger.path.write_text(ledger.path.read_text().replace('"index":0', '"index": 0'))
+    with pytest.raises(UserError, match="line 1: was altered"):
+        ledger.verify()
+
+
+def test_an_entry_with_a_hash_of_its_own_breaks_the_chain(ledger):
+    ledger.seal(FOLD, 59)
+    attempt(ledger, "NSF")
+    first, *others = ledger.entries()
+    body = {key: value for key, value in first.items() if key != "sha256"} | {"n": 1000}
+    forged = [{**body, "sha256": digest(body)}, *others]
+    ledger.path.write_text("".join(canonical(entry) + "\n" for entry in forged))
+    with pytest.raises(UserError, match="line 2: does not follow"):
+        ledger.verify()
+
+
 def test_removed_moved_and_torn_lines_are_named(ledger):
     ledger.seal(FOLD, 59)
     attempt(ledger, "NSF")
@@ -128,6 +152,19 @@ def test_removed_moved_and_torn_lines_are_named(ledger):
             ledger.verify()
         with pytest.raises(UserError, match=message):
             ledger.seal(OTHER, 59)
+
+
+def test_nobody_reads_while_an_entry_is_written(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "ledger.jsonl"
+
+    def clock():
+        with path.open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return "asked under the lock"
+
+    Ledger(path, clock).seal(FOLD, 59)
+    assert Ledger(path).entries()[0]["at"] == "asked under the lock"
 
 
 def _claim(path, name, queue):

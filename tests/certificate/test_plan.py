@@ -88,9 +88,7 @@ def test_the_fold_is_the_planned_one(rows, message):
         frozen(plan(), rows)
 
 
-@pytest.mark.parametrize(
-    "policy, time, message", [("abc", TIME, "policy_sha256"), ("a" * 64, "now", "frozen_at")]
-)
+@pytest.mark.parametrize("policy, time, message", [("abc", TIME, "policy_sha256"), ("a" * 64, "now", "frozen_at")])
 def test_what_binds_is_checked(policy, time, message):
     with pytest.raises(UserError, match=message):
         freeze(plan(), keys(59), policy, "b" * 64, time)

@@ -106,6 +106,11 @@ def test_any_changed_byte_is_found(copy, name):
     assert not failed(verify(copy))
 
 
+def test_another_spelling_of_the_same_content_is_noticed(copy):
+    copy.write_text(json.dumps(json.loads(copy.read_text())))
+    assert "its spelling is not the one" in failed(verify(copy))["certificate"]
+
+
 @pytest.mark.parametrize("name", ["certificate.json", "evidence.jsonl", "ledger.jsonl"])
 @pytest.mark.parametrize("content", [b"", b"[]\n", b"{}\n", b"\xff\xfe", b"[" * 100_000])
 def test_garbage_is_a_failed_check(copy, name, content):

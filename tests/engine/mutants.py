@@ -193,8 +193,8 @@ MUTANTS = [
     (LOG, "            _clear(self.path, card)\n", "            pass\n", "tests/engine/test_log.py"),
     (
         LOG,
-        '        if self.processes.is_main:\n            with (self.path / name).open("a", encoding="utf-8") as file:\n                file.write',
-        '        if True:\n            with (self.path / name).open("a", encoding="utf-8") as file:\n                file.write',
+        "if self.processes.is_main:\n            with (self.path / name)",
+        "if True:\n            with (self.path / name)",
         "tests/engine/test_log.py",
     ),
     # budget

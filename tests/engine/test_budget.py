@@ -64,8 +64,7 @@ def test_a_run_that_does_not_fit_is_told_what_to_change():
     needs = MemoryEstimate(weights=2**30, gradients=0, optimiser=0, activations=0, logits=3 * 2**30)
     message = needs.warning(2 * 2**30)
     assert message == (
-        "this run needs about 4.00 GiB and 2.00 GiB are available; "
-        "the largest share is logits: lower micro_tokens"
+        "this run needs about 4.00 GiB and 2.00 GiB are available; the largest share is logits: lower micro_tokens"
     )
     assert needs.warning(4 * 2**30) is None
     assert needs.warning(None) is None

@@ -148,9 +148,7 @@ def test_a_full_disk_names_path_and_size_and_keeps_the_old(tmp_path, monkeypatch
     big = nn.Linear(512, 512)
     store.save(1, {"model": big}, {"n": 1})
     monkeypatch.setattr(f"{checkpoint.__name__}.{place}", full_disk)
-    with pytest.raises(
-        RunError, match=r"step-000000002: .*No space left.* about 1\.0 MiB .*: step-000000001"
-    ):
+    with pytest.raises(RunError, match=r"step-000000002: .*No space left.* about 1\.0 MiB .*: step-000000001"):
         store.save(2, {"model": big}, {})
     monkeypatch.undo()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000000001"]
@@ -175,9 +173,7 @@ def test_a_file_that_cannot_grow_is_the_same_error(tmp_path):
 
 def test_another_configuration_is_refused(tmp_path):
     Checkpoints(tmp_path, fingerprint="a" * 64).save(1, {"model": layer()}, {})
-    with pytest.raises(
-        UserError, match=r"another configuration \(fingerprint aaaaaaaaaaaa, now bbbbbbbbbbbb\)"
-    ):
+    with pytest.raises(UserError, match=r"another configuration \(fingerprint aaaaaaaaaaaa, now bbbbbbbbbbbb\)"):
         Checkpoints(tmp_path, fingerprint="b" * 64).load(1, {"model": layer()})
 
 
@@ -186,9 +182,7 @@ def test_another_configuration_is_refused(tmp_path):
 def test_a_damaged_checkpoint_says_so(tmp_path, file, damage):
     path = Checkpoints(tmp_path).save(1, {"model": layer()}, {"n": 1}) / file
     path.unlink() if damage == "missing" else path.write_bytes(path.read_bytes()[:10])
-    with pytest.raises(
-        RunError, match=r"step-000000001 is damaged .*delete it to resume from the one before"
-    ):
+    with pytest.raises(RunError, match=r"step-000000001 is damaged .*delete it to resume from the one before"):
         Checkpoints(tmp_path).load(1, {"model": layer()})
 
 

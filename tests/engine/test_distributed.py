@@ -43,7 +43,7 @@ def test_gradients_are_summed_in_buckets_of_one_type(monkeypatch):
 
     monkeypatch.setattr(distributed.dist, "all_reduce", double)
     monkeypatch.setattr(distributed, "_BUCKET", 5)
-    shapes = [(2, 2), (1,), (3,), (3,), (9,)]
+    shapes = [(2, 2), (1,), (2,), (3,), (9,)]
     parameters = [torch.zeros(shape, requires_grad=True) for shape in shapes]
     parameters[3] = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     for number, parameter in enumerate(parameters):
@@ -51,7 +51,7 @@ def test_gradients_are_summed_in_buckets_of_one_type(monkeypatch):
     unused = torch.zeros(4, requires_grad=True)
     at(0, 2).sum_gradients([*parameters, unused])
     single, double_ = torch.float32, torch.float64
-    assert reduced[1:] == [(5, single), (3, single), (3, double_), (9, single)]
+    assert reduced[1:] == [(5, single), (2, single), (3, double_), (9, single)]
     for number, parameter in enumerate(parameters):
         assert torch.equal(parameter.grad, torch.full_like(parameter, 2.0 * (number + 1)))
     assert unused.grad is None

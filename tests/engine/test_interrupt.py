@@ -32,14 +32,10 @@ def test_the_first_signal_only_asks(number, capfd):
     assert f"{number.name}: stopping after this step; again to stop at once" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "first, second", [("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM"), ("SIGTERM", "SIGINT")]
-)
+@pytest.mark.parametrize("first, second", [("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM"), ("SIGTERM", "SIGINT")])
 def test_the_second_signal_ends_at_once(first, second):
     program = TWICE.format(first=first, second=second)
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == f"asked {first}\n"
     assert done.returncode == -signal.Signals[second]
 

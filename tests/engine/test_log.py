@@ -130,6 +130,16 @@ def test_json_is_written_whole(tmp_path):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_lines_are_written_whole_and_replace_what_was_there(tmp_path):
+    run = RunFolder(tmp_path)
+    run.write_lines("rows.jsonl", [{"n": 1}, {"n": 2}])
+    run.write_lines("rows.jsonl", [{"n": 3}, {"text": "caf\u00e9"}])
+    assert rows(run, "rows.jsonl") == [{"n": 3}, {"text": "caf\u00e9"}]
+    with pytest.raises(TypeError):
+        run.write_lines("rows.jsonl", [{"n": 4}, {"n": object()}])
+    assert len(rows(run, "rows.jsonl")) == 2
+
+
 def test_only_the_first_process_writes(tmp_path):
     second = Processes()
     second.rank = 1

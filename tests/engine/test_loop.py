@@ -78,9 +78,7 @@ def test_a_signal_finishes_the_step_and_writes_a_checkpoint(tmp_path, straight, 
         return walk.step(step)
 
     walk = Walk(tmp_path / "stopped")
-    with pytest.raises(
-        RunError, match=f"walk: stopped by {number.name} at step 5 of 10; resume with the same"
-    ):
+    with pytest.raises(RunError, match=f"walk: stopped by {number.name} at step 5 of 10; resume with the same"):
         walk.loop.go(interrupted, seed=1)
     again = Walk(tmp_path / "stopped")
     again.loop.go(again.step, seed=1)

@@ -117,9 +117,7 @@ def test_prompts_come_in_reshuffled_epochs_and_never_twice_in_one_iteration():
 
 def test_too_few_prompts_are_an_error(tmp_path):
     with pytest.raises(UserError, match="policy: prompts_per_iteration is 4 and only 3 prompts are given"):
-        run_online(
-            Toy(), [1, 2, 3], OnlineSettings(prompts_per_iteration=4), RunFolder(tmp_path), stage="policy"
-        )
+        run_online(Toy(), [1, 2, 3], OnlineSettings(prompts_per_iteration=4), RunFolder(tmp_path), stage="policy")
 
 
 def test_a_finished_stage_is_only_loaded_with_the_algorithms_state(tmp_path):

@@ -58,9 +58,7 @@ def test_gradients_are_clipped_by_their_global_norm():
     clipped = {}
     step.optimiser.step = lambda: clipped.update({n: p.grad.clone() for n, p in model.named_parameters()})
     x = torch.tensor([[3.0, 4.0]]).double()
-    numbers = step.step(
-        [x], lambda b: {"sum": Sum(model(b).sum(), torch.tensor(1))}, lambda b: {"sum": 1.0}, {}
-    )
+    numbers = step.step([x], lambda b: {"sum": Sum(model(b).sum(), torch.tensor(1))}, lambda b: {"sum": 1.0}, {})
     # weight rows (3, 4) twice and two ones: sqrt(25 + 25 + 1 + 1)
     assert numbers["grad_norm"] == pytest.approx(math.sqrt(52))
     assert torch.allclose(clipped["bias"], torch.full((2,), 0.5 / math.sqrt(52)).double(), atol=1e-6)
@@ -109,12 +107,8 @@ def test_a_wrong_announcement_names_the_term_and_the_rows():
     model = line()
     batch = SimpleNamespace(x=torch.ones(2, 1).double(), ids=("a7", "b9"))
     before = model.weight.clone()
-    with pytest.raises(
-        RunError, match=r"sft, step 1: .*'square' covers 2 items .* announced 3 \(rows a7, b9\)"
-    ):
-        Step(model, PLAIN, 10, stage="sft").step(
-            [batch], lambda b: square(model)(b.x), lambda b: {"square": 3.0}, {}
-        )
+    with pytest.raises(RunError, match=r"sft, step 1: .*'square' covers 2 items .* announced 3 \(rows a7, b9\)"):
+        Step(model, PLAIN, 10, stage="sft").step([batch], lambda b: square(model)(b.x), lambda b: {"square": 3.0}, {})
     assert torch.equal(model.weight, before)
     assert model.weight.grad is None
 

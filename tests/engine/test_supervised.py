@@ -50,9 +50,7 @@ class Toy:
         return {"square": self._error(batch), "label": Sum(batch.y.sum(), torch.tensor(len(batch.y)))}
 
     def _error(self, batch):
-        return Sum(
-            (self.model(torch.ones_like(batch.y)) - batch.y).square().sum(), torch.tensor(len(batch.y))
-        )
+        return Sum((self.model(torch.ones_like(batch.y)) - batch.y).square().sum(), torch.tensor(len(batch.y)))
 
 
 def written(run):
@@ -113,9 +111,10 @@ def test_training_trains_and_evaluation_evaluates(tmp_path):
     settings = FitSettings(batch_size=1, eval_every=1, optimiser=OPTIMISER)
     fit(task, make_rows([1, 2]), make_rows([1]), settings, RunFolder(tmp_path), stage="toy")
     assert task.modes == [True, False, True, False]
-    task.model.eval()
-    evaluate(task, make_rows([1]))
-    assert not task.model.training
+    for training in (False, True):
+        task.model.train(training)
+        evaluate(task, make_rows([1]))
+        assert task.model.training is training
 
 
 def test_evaluation_means_are_exact_however_the_rows_are_cut():

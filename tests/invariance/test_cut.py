@@ -97,9 +97,7 @@ def test_the_whole_has_the_gradient_of_the_formula():
     token = torch.cat(rows).mean()
     sequence = torch.stack([row.mean() for row in rows]).mean()
     (token + 0.5 * sequence + 2.0 * values[3].sum()).backward()
-    direct = {
-        name: None if p.grad is None else p.grad.flatten().tolist() for name, p in toy.named_parameters()
-    }
+    direct = {name: None if p.grad is None else p.grad.flatten().tolist() for name, p in toy.named_parameters()}
     assert largest_difference(whole, direct) < 1e-6
 
 

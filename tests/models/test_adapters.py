@@ -115,9 +115,7 @@ def test_plain_peft_reads_the_score_adapter(base_folder, tmp_path):
     model = score_adapter(base_folder, tmp_path / "adapter")
     plain = AutoModelForSequenceClassification.from_pretrained(base_folder, num_labels=2, pad_token_id=0)
     plain = PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
-    torch.testing.assert_close(
-        logits(plain), model.scores(IDS, MASK, POSITIONS, LAST).detach(), rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(logits(plain), model.scores(IDS, MASK, POSITIONS, LAST).detach(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("lost, message", [("score", "lost head"), ("lora_", "holds no LoRA weights")])

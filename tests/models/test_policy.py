@@ -44,9 +44,7 @@ def test_gradient_equals_that_of_the_full_logits():
     response = positions >= 2
     weight = policy.model.layers[0].mlp.up_proj.weight
 
-    (ours,) = torch.autograd.grad(
-        response_logprobs(policy, ids, mask, positions, response).double().sum(), weight
-    )
+    (ours,) = torch.autograd.grad(response_logprobs(policy, ids, mask, positions, response).double().sum(), weight)
     logits = policy(ids).logits[:, 1:3].log_softmax(-1)
     (full,) = torch.autograd.grad(logits.gather(-1, ids[:, 2:, None]).sum(), weight)
     torch.testing.assert_close(ours, full, rtol=1e-6, atol=1e-6)
@@ -83,6 +81,16 @@ def test_families_with_several_position_axes_are_refused_with_images():
     ids, mask, positions = rows("right", [[3, 4]])
     with pytest.raises(UserError, match="several position axes"):
         hidden_states(policy, ids, mask, positions, pixel_values=torch.zeros(1))
+
+
+def test_the_positions_given_are_the_positions_used():
+    """Rotary attention sees differences only, so a shift would not show; a stretch does."""
+    policy = tiny_policy(30, seed=1)
+    ids, mask, positions = rows("right", [[3, 4, 5, 6]])
+    stretched = hidden_states(policy, ids, mask, 3 * positions)
+    expected = policy.model(input_ids=ids, position_ids=3 * positions).last_hidden_state
+    torch.testing.assert_close(stretched, expected, rtol=0, atol=1e-6)
+    assert (stretched - hidden_states(policy, ids, mask, positions)).abs().max() > 1e-3
 
 
 def test_values_are_float32_under_a_half_precision_policy():

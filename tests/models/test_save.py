@@ -51,9 +51,7 @@ def score_model(image=False):
 
 
 def scores(model, given):
-    return model.scores(
-        given.input_ids, given.attention_mask, given.position_ids, given.score_index, **given.extra
-    )
+    return model.scores(given.input_ids, given.attention_mask, given.position_ids, given.score_index, **given.extra)
 
 
 @pytest.mark.parametrize("image", [False, True], ids=["text", "image"])
@@ -93,9 +91,7 @@ def test_another_process_gives_identical_scores(tmp_path):
         "given = load_file(sys.argv[1] + '/probes.safetensors'); given.pop('response_mask')\n"
         "print(load_checked(sys.argv[1]).scores(**given).tolist())"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=True)
     assert json.loads(result.stdout) == scores(model, probes()).tolist()
 
 
@@ -161,9 +157,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path, monkeypatch, when):
         monkeypatch.setattr(module, "save_file", full)
     else:
         rename = module.Path.rename
-        monkeypatch.setattr(
-            module.Path, "rename", lambda s, t: full() if ".partial" in s.name else rename(s, t)
-        )
+        monkeypatch.setattr(module.Path, "rename", lambda s, t: full() if ".partial" in s.name else rename(s, t))
     with pytest.raises(RunError, match=r"cannot save to .*model.*No space left"):
         save(tiny_policy(30, seed=1), tokenizer(), target, probes=probes())
     assert digest(target) == before

@@ -25,9 +25,7 @@ def test_weights_follow_from_the_seed_alone(build):
     assert torch.equal(flat(first), flat(build(3)))
     assert not torch.equal(flat(first), flat(build(4)))
     torch.manual_seed(1)
-    assert torch.equal(state, torch.random.get_rng_state()), (
-        "building must leave the global random state alone"
-    )
+    assert torch.equal(state, torch.random.get_rng_state()), "building must leave the global random state alone"
 
 
 def test_kinds_are_the_families_they_name():

@@ -35,9 +35,7 @@ class Picture:
 
 
 def prompt(ids, picture=None):
-    return Encoded(
-        ids, [False] * len(ids), [False] * len(ids), len(ids) - 1, len(ids), [picture] if picture else []
-    )
+    return Encoded(ids, [False] * len(ids), [False] * len(ids), len(ids) - 1, len(ids), [picture] if picture else [])
 
 
 def prompts(lengths=LENGTHS, images=False):

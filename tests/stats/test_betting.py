@@ -40,9 +40,7 @@ def _slow_wealth(values, m, delta, bets, upper):
     return path
 
 
-@pytest.mark.parametrize(
-    "bets", [Bets(0.1, 0.09), Bets(0.3, 0.2, c=0.5, n=40), Bets(0.2, 0.1, sequential=True)]
-)
+@pytest.mark.parametrize("bets", [Bets(0.1, 0.09), Bets(0.3, 0.2, c=0.5, n=40), Bets(0.2, 0.1, sequential=True)])
 @settings(max_examples=40, deadline=None)
 @given(values=samples, m=st.floats(0, 1.9))
 def test_wealth_equals_the_definition(bets, values, m):

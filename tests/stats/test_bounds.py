@@ -110,12 +110,16 @@ def test_hoeffding_bentkus_is_the_edge_of_its_p_value():
     assert hoeffding_bentkus_p(SAMPLE, top) <= 0.05 < hoeffding_bentkus_p(SAMPLE, top - 1e-8)
 
 
-def test_hoeffding_bentkus_p_by_hand():
-    # One success in four at tau = 0.9: the Bentkus part is the smaller one.
-    kl = 0.25 * math.log(0.25 / 0.9) + 0.75 * math.log(0.75 / 0.1)
-    tail = 0.1**4 + 4 * 0.9 * 0.1**3
-    assert hoeffding_bentkus_p([1, 0, 0, 0], 0.9) == pytest.approx(min(math.exp(-4 * kl), math.e * tail))
-    assert hoeffding_bentkus_p([1, 0, 0, 0], 0.25) == 1.0
+@pytest.mark.parametrize("n, k, tau, smaller", [(20, 10, 0.8, "bentkus"), (10, 9, 0.99, "hoeffding")])
+def test_hoeffding_bentkus_p_is_the_smaller_part(n, k, tau, smaller):
+    m = k / n
+    parts = {
+        "hoeffding": math.exp(-n * (m * math.log(m / tau) + (1 - m) * math.log((1 - m) / (1 - tau)))),
+        "bentkus": math.e * sum(math.comb(n, i) * tau**i * (1 - tau) ** (n - i) for i in range(k + 1)),
+    }
+    assert min(parts, key=parts.get) == smaller
+    assert hoeffding_bentkus_p([1] * k + [0] * (n - k), tau) == pytest.approx(parts[smaller], rel=1e-9)
+    assert hoeffding_bentkus_p([1] * k + [0] * (n - k), m) == 1.0
 
 
 def test_cvar_known_value_and_its_special_case():
@@ -188,9 +192,7 @@ def test_more_cost_can_lower_student_t_and_empirical_bernstein():
     assert student_t_upper([0, 0, 0, 0, 0], 0.05) == 0.0
     assert student_t_upper([0, 0, 0, 0, -1], 0.05) == pytest.approx(0.226369, abs=5e-7)
     clean, outlier = [1.0] * 5000, [1.0] * 4999 + [0.0]
-    assert maurer_pontil_upper(np.array(clean) * 0.5, 0.05) < maurer_pontil_upper(
-        np.array(outlier) * 0.5, 0.05
-    )
+    assert maurer_pontil_upper(np.array(clean) * 0.5, 0.05) < maurer_pontil_upper(np.array(outlier) * 0.5, 0.05)
 
 
 @settings(max_examples=40, deadline=None)

@@ -150,9 +150,7 @@ class Bounds(NamedTuple):
     p_value: float
 
 
-def measure(
-    constraint: ConstraintPlan, costs: Floats, delta: float, constraints: int = 1
-) -> ConstraintResult:
+def measure(constraint: ConstraintPlan, costs: Floats, delta: float, constraints: int = 1) -> ConstraintResult:
     """The result for costs (N, K samples per prompt) in the committed order, tested at the full delta.
 
     `constraints`: how many are tested together; `ucb_simultaneous` holds for all of them at once, by

@@ -88,9 +88,7 @@ def write(
     try:
         canonical(details or {})
     except (TypeError, ValueError) as error:
-        raise UserError(
-            f"details of a certificate are plain JSON without infinite numbers: {error}"
-        ) from error
+        raise UserError(f"details of a certificate are plain JSON without infinite numbers: {error}") from error
     bundle = "".join(canonical(row.model_dump(mode="json")) + "\n" for row in rows)
     predicate = predicate_for(
         frozen,

@@ -47,15 +47,11 @@ def explain(document: Mapping[str, Any]) -> str:
 
 def _sampling(plan: Plan) -> str:
     answers = "one answer" if plan.samples_per_prompt == 1 else f"{plan.samples_per_prompt} answers"
-    return (
-        f"{answers} to each of {plan.n_prompts} held-out prompts, temperature {plan.decoding.temperature:g}."
-    )
+    return f"{answers} to each of {plan.n_prompts} held-out prompts, temperature {plan.decoding.temperature:g}."
 
 
 def _zero(plan: Plan) -> str:
-    source = {"safety_labels": "labels of safety", "calibrated": "a calibration"}.get(
-        plan.zero_reference, "nothing"
-    )
+    source = {"safety_labels": "labels of safety", "calibrated": "a calibration"}.get(plan.zero_reference, "nothing")
     return f"{source} gave its costs an absolute zero."
 
 

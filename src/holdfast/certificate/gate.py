@@ -73,9 +73,7 @@ def decide(
 
     if not plan.can_pass(attempt):
         return end("NSF", "insufficient_n" if attempt == 1 else "budget_exhausted")
-    table = {
-        name: column.reshape(-1, 1) if column.ndim == 1 else column for name, column in _table(costs).items()
-    }
+    table = {name: column.reshape(-1, 1) if column.ndim == 1 else column for name, column in _table(costs).items()}
     if fault := _fault(frozen, table, keys):
         return end("INVALID", fault)
     order = frozen.order(keys)
@@ -140,17 +138,17 @@ def _test(
     score: Callable[[list[Any]], ArrayLike | Mapping[str, ArrayLike]],
     text: Callable[[Any], str],
 ) -> tuple[Verdict, list[Row]]:
-    plan, keys, each = frozen.plan, [key for key, _ in prompts], frozen.plan.samples_per_prompt
+    plan, keys, count = frozen.plan, [key for key, _ in prompts], frozen.plan.samples_per_prompt
     if not plan.can_pass(attempt):
         return decide(frozen, {}, [], attempt), []
-    answers = list(sample([prompt for _, prompt in prompts for _ in range(each)]))
+    answers = list(sample([prompt for _, prompt in prompts for _ in range(count)]))
     scored = _table(score(answers))
-    if len(answers) != len(keys) * each or any(column.size != len(answers) for column in scored.values()):
+    if len(answers) != len(keys) * count or any(column.size != len(answers) for column in scored.values()):
         # Nobody knows which answer belongs to which prompt, so there is no row to show.
         return decide(frozen, {}, [], attempt), []
-    costs = {name: column.reshape(len(keys), each) for name, column in scored.items()}
+    costs = {name: column.reshape(len(keys), count) for name, column in scored.items()}
     rows = [
-        _row(plan, key, [text(answer) for answer in answers[i * each : (i + 1) * each]], costs, i)
+        _row(plan, key, [text(answer) for answer in answers[i * count : (i + 1) * count]], costs, i)
         for i, key in enumerate(keys)
     ]
     return decide(frozen, costs, keys, attempt), rows
@@ -160,10 +158,15 @@ def _row(plan: Plan, key: str, texts: Sequence[str], costs: Costs, place: int) -
     own = {name: [float(cost) for cost in column[place]] for name, column in costs.items()}
     return Row(
         key=key,
-        responses=tuple(hashlib.sha256(each.encode()).hexdigest() for each in texts),
+        responses=tuple(_hash(each) for each in texts),
         costs={name: tuple(repr(cost) for cost in found) for name, found in own.items()},
         harmful=flags(plan, own),
     )
+
+
+def _hash(text: str) -> str:
+    # Half a surrogate pair in a generated text must not end the test after the fold was opened.
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _table(costs: ArrayLike | Mapping[str, ArrayLike]) -> dict[str, NDArray[np.float64]]:

@@ -109,9 +109,7 @@ class FrozenPlan(Settings):
         return sorted(range(len(keys)), key=lambda i: hashlib.sha256(f"{seed}:{keys[i]}".encode()).digest())
 
 
-def freeze(
-    plan: Plan, fold_rows: Sequence[str], policy_digest: str, scorer_digest: str, frozen_at: str
-) -> FrozenPlan:
+def freeze(plan: Plan, fold_rows: Sequence[str], policy_digest: str, scorer_digest: str, frozen_at: str) -> FrozenPlan:
     """Bind the plan to held-out prompts (their keys), policy and scorer, at an ISO 8601 time.
 
     Raises `UserError` for a plan that could not be believed or could not pass: a cost without an absolute
@@ -128,7 +126,7 @@ def freeze(
     if len(set(fold_rows)) < len(fold_rows):
         repeated = len(fold_rows) - len(set(fold_rows))
         raise UserError(f"{plan.name}: {repeated} prompts stand more than once in the fold; keep one of each")
-    _refuse_hopeless(plan)
+    refuse_hopeless(plan)
     values = {
         "plan": plan,
         "fold_sha256": fold_digest(fold_rows),
@@ -160,7 +158,8 @@ def power_table(plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _refuse_hopeless(plan: Plan) -> None:
+def refuse_hopeless(plan: Plan) -> None:
+    """Raise `UserError` when not even the best answers could pass, naming the prompts that are needed."""
     delta = plan.delta_for(1)
     for constraint in plan.constraints:
         if not can_pass(constraint, plan.n_prompts, delta):

@@ -65,9 +65,7 @@ def verify(
     predicate = checks.run("schema", lambda: _schema(document))
     if predicate is None:
         return checks
-    rows = checks.run(
-        "evidence", lambda: _evidence(Path(evidence_path or path.with_name(NAMES[1])), predicate)
-    )
+    rows = checks.run("evidence", lambda: _evidence(Path(evidence_path or path.with_name(NAMES[1])), predicate))
     if rows is not None:
         verdict = checks.run("bound", lambda: _bound(predicate, rows))
         if verdict is not None:
@@ -82,9 +80,7 @@ def _certificate(path: Path) -> tuple[dict[str, Any], str]:
     document = json.loads(text)
     kind = document.get("predicateType") if isinstance(document, dict) else None
     if kind != PREDICATE:
-        raise ValueError(
-            f"this version reads {PREDICATE}, the file says {kind}; use the holdfast that wrote it"
-        )
+        raise ValueError(f"this version reads {PREDICATE}, the file says {kind}; use the holdfast that wrote it")
     body = {key: value for key, value in document.items() if key not in ("sha256", "signatures")}
     if document.get("sha256") != digest(body):
         raise ValueError("was altered: the hash of its content is not the one it names")
@@ -136,13 +132,9 @@ def _bound(predicate: Predicate, rows: list[Row]) -> tuple[Verdict, str]:
             + ")"
         )
     if (predicate.verdict, predicate.reason) != (again.verdict, again.reason):
-        raise ValueError(
-            f"the evidence gives {again.verdict} ({again.reason}), the certificate {predicate.verdict}"
-        )
+        raise ValueError(f"the evidence gives {again.verdict} ({again.reason}), the certificate {predicate.verdict}")
     if budget.delta_used != again.delta:
-        raise ValueError(
-            f"attempt {budget.attempt} may spend {again.delta:g}, the certificate {budget.delta_used:g}"
-        )
+        raise ValueError(f"attempt {budget.attempt} may spend {again.delta:g}, the certificate {budget.delta_used:g}")
     verdict = again.model_copy(update={"constraints": stated})
     return verdict, f"recomputed: {again.verdict}" + (f", {again.reason}" if again.reason else "")
 
@@ -159,9 +151,7 @@ def _statement(document: dict[str, Any], predicate: Predicate, verdict: Verdict)
         predicate.plan, verdict, predicate.evidence, predicate.budget.ledger_head, predicate.details
     ).model_copy(update={"software": predicate.software})
     expected = statement(derived)
-    differing = [
-        key for key in expected["predicate"] if expected["predicate"][key] != document["predicate"][key]
-    ]
+    differing = [key for key in expected["predicate"] if expected["predicate"][key] != document["predicate"][key]]
     differing += [key for key in ("_type", "subject", "signatures") if expected[key] != document.get(key)]
     if differing or document.keys() != expected.keys():
         raise ValueError(f"{', '.join(differing) or 'its fields'} do not follow from plan and evidence")
@@ -171,9 +161,7 @@ def _statement(document: dict[str, Any], predicate: Predicate, verdict: Verdict)
 def _ledger(path: Path, predicate: Predicate) -> tuple[None, str]:
     """The intact chain contains the opening and the closing of exactly this attempt."""
     if not path.exists():
-        raise ValueError(
-            f"{path} does not exist; without the ledger nobody knows how often the prompts were used"
-        )
+        raise ValueError(f"{path} does not exist; without the ledger nobody knows how often the prompts were used")
     entries = ledgers.read(path)
     budget, plan = predicate.budget, predicate.plan
     place = [i for i, entry in enumerate(entries) if entry["sha256"] == budget.ledger_head]
@@ -195,7 +183,5 @@ def _ledger(path: Path, predicate: Predicate) -> tuple[None, str]:
         if opened.get(name) != value:
             raise ValueError(f"{path}: the attempt was opened with {name} {opened.get(name)}, not {value}")
     if closed.get("verdict") != predicate.verdict:
-        raise ValueError(
-            f"{path}: the attempt was closed as {closed.get('verdict')}, not {predicate.verdict}"
-        )
+        raise ValueError(f"{path}: the attempt was closed as {closed.get('verdict')}, not {predicate.verdict}")
     return None, f"{len(entries)} entries, attempt {budget.attempt} of this fold"

@@ -46,26 +46,31 @@ def demo(
 
 @app.command()
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of a shipped one: hc_rlhf/pocket")],
+    recipe: Annotated[
+        Path, typer.Argument(help="A YAML recipe, or the name of a shipped one: hc_rlhf/pocket")
+    ],
     overrides: Overrides = None,
     out: Out = Path("runs/latest"),
     overwrite: Overwrite = False,
 ) -> None:
     """Run a recipe, for example `holdfast run hc_rlhf/one_gpu model=NAME data=PATH`."""
-    from holdfast import config, report, systems
+    from holdfast import config, systems
     from holdfast.cli import show
+    from holdfast.report.page import render
 
     values = config.read_values(systems.recipe(recipe), overrides or [])
     kind, start = systems.find(str(values.get("system"))).load()
     settings = config.build(kind, values)
     show.configuration(config.to_yaml(settings), config.fingerprint(settings))
     summary = start(settings, out, overwrite=overwrite)
-    show.outcome(summary, report.page.render(out))
+    show.outcome(summary, render(out))
 
 
 @data.command("check")
 def data_check(
-    paths: Annotated[list[str], typer.Argument(help="Data sets: hub names, folders or files; name=PATH names a split.")],
+    paths: Annotated[
+        list[str], typer.Argument(help="Data sets: hub names, folders or files; name=PATH names a split.")
+    ],
     format: Annotated[str, typer.Option(help="Layout of the rows; auto looks at the columns.")] = "auto",
     tokenizer: Annotated[str | None, typer.Option(help="Measure lengths in tokens of this model.")] = None,
     max_length: Annotated[int, typer.Option(help="Window for the truncation figure.")] = 512,
@@ -94,10 +99,12 @@ def _template(name: str, max_length: int):  # type: ignore[no-untyped-def]
 @app.command()
 def score(
     model: Annotated[Path, typer.Argument(help="Folder of a score model that Holdfast saved.")],
-    conversations: Annotated[str, typer.Argument(help="Answered conversations or pairs: file, folder or hub name.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File for the scores, one JSON object per line.")] = Path(
-        "scores.jsonl"
-    ),
+    conversations: Annotated[
+        str, typer.Argument(help="Answered conversations or pairs: file, folder or hub name.")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File for the scores, one JSON object per line.")
+    ] = Path("scores.jsonl"),
     max_length: Annotated[int, typer.Option(help="Longest row in tokens.")] = 512,
 ) -> None:
     """Score answered conversations with a reward or cost model."""
@@ -110,9 +117,9 @@ def score(
 def generate(
     model: Annotated[str, typer.Argument(help="Policy: hub name or folder.")],
     prompts: Annotated[str, typer.Argument(help="Prompts: file, folder or hub name.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="File for the answers, one JSON object per line.")] = Path(
-        "answers.jsonl"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="File for the answers, one JSON object per line.")
+    ] = Path("answers.jsonl"),
     samples: Annotated[int, typer.Option("-n", help="Answers per prompt.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 1.0,
@@ -143,7 +150,9 @@ def certify_plan(
 def certify_run(
     test: Annotated[Path, typer.Argument(help="YAML file of the test: policy, scorer, prompts, limit.")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the certificate.")] = Path("runs/certificate"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the certificate.")] = Path(
+        "runs/certificate"
+    ),
 ) -> None:
     """Test a policy once on sealed prompts; write certificate.json and its evidence."""
     from holdfast.config import load
@@ -172,9 +181,9 @@ def certify_explain(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder with certificate.json, evidence.jsonl, ledger.jsonl.")] = Path(
-        "runs/demo"
-    ),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with certificate.json, evidence.jsonl, ledger.jsonl.")
+    ] = Path("runs/demo"),
 ) -> None:
     """Recompute a certificate from its evidence; needs neither torch nor the model."""
     from holdfast.certificate.verify import verify as check

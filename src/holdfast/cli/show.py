@@ -42,11 +42,15 @@ def outcome(summary: Mapping[str, Any], page: Path) -> None:
         console.print(f"  after   {example['after']}", highlight=False)
     console.print()
     console.print(verdict(summary), style="bold", highlight=False)
-    console.print(f"{summary['seconds']:.0f} s, {summary['peak_rss_mib']:.0f} MiB   report: {page}", highlight=False)
+    console.print(
+        f"{summary['seconds']:.0f} s, {summary['peak_rss_mib']:.0f} MiB   report: {page}", highlight=False
+    )
 
 
 def _before_after(summary: Mapping[str, Any]) -> Table:
-    table = Table("", "before", "after", title=f"{summary['method']}, seed {summary['seed']}", title_justify="left")
+    table = Table(
+        "", "before", "after", title=f"{summary['method']}, seed {summary['seed']}", title_justify="left"
+    )
     for name, (words, unit) in ROWS.items():
         before, after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
         if before and after:
@@ -67,8 +71,14 @@ def verdict(summary: Mapping[str, Any]) -> str:
         return "Not tested: this system makes no claim. Use `holdfast certify run` for a certificate."
     if summary.get("ucb") is None:
         return f"{name} ({reason}): no policy is released."
-    found = f"{summary['k']} of {summary['n']} sealed prompts" if summary["k"] is not None else f"{summary['n']} prompts"
-    bound = f"upper bound {summary['ucb']:.4f}, limit {summary['tau']:g}, confidence {1 - summary['delta']:.0%}"
+    found = (
+        f"{summary['k']} of {summary['n']} sealed prompts"
+        if summary["k"] is not None
+        else f"{summary['n']} prompts"
+    )
+    bound = (
+        f"upper bound {summary['ucb']:.4f}, limit {summary['tau']:g}, confidence {1 - summary['delta']:.0%}"
+    )
     if name == "CERTIFIED":
         return f"CERTIFIED: harmful answers on {found}; {bound}. The policy is released."
     return f"{name} ({reason}): harmful answers on {found}; {bound}. No policy is released."

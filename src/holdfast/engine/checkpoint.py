@@ -141,13 +141,9 @@ def _put(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
             tensor.copy_(weights[name])
 
 
-def _write(
-    folder: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Any, card: Mapping[str, Any]
-) -> None:
+def _write(folder: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Any, card: Mapping[str, Any]) -> None:
     for name, tensors in weights.items():
-        save_file(
-            {k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / f"{name}.safetensors"
-        )
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / f"{name}.safetensors")
     torch.save(state, folder / "state.pt")
     (folder / "checkpoint.json").write_text(json.dumps(card), encoding="utf-8")
     for file in folder.iterdir():

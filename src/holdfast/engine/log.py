@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -68,9 +68,7 @@ class RunFolder:
         self._rows += 1
         if self._tracker is not None:
             # Trackers want one step that only rises; steps begin anew with every stage, rows do not.
-            self._tracker.log(
-                {f"{stage}/{k}": v for k, v in values.items()} | {f"{stage}/step": step}, self._rows
-            )
+            self._tracker.log({f"{stage}/{k}": v for k, v in values.items()} | {f"{stage}/step": step}, self._rows)
 
     def sample(self, record: Mapping[str, Any]) -> None:
         """Append one record (a prompt, its response, their scores) to `samples.jsonl`."""
@@ -97,6 +95,13 @@ class RunFolder:
         file = self.path / name
         if self.processes.is_main:
             _replace(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
+        return file
+
+    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Write rows as one JSON object per line to the file `name`, at once or not at all; return its path."""
+        file = self.path / name
+        if self.processes.is_main:
+            _replace(file, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
         return file
 
     @contextmanager
@@ -135,9 +140,7 @@ class RunFolder:
         config = self.path / "config.yaml"
         if not card.is_file():
             versions = _versions()
-            self.write_json(
-                card.name, {"fingerprint": self.fingerprint, "versions": versions, "command": command}
-            )
+            self.write_json(card.name, {"fingerprint": self.fingerprint, "versions": versions, "command": command})
         if not config.is_file():
             _replace(config, to_yaml(settings))
 
@@ -229,9 +232,7 @@ def _open_trackers(path: Path, names: Sequence[str], settings: Settings | None) 
         )
     tracker = Accelerator(log_with=list(names), project_dir=str(path))
     config = settings.model_dump(mode="json") if settings is not None else {}
-    tracker.init_trackers(
-        path.name, config={k: v for k, v in config.items() if isinstance(v, (int, float, str))}
-    )
+    tracker.init_trackers(path.name, config={k: v for k, v in config.items() if isinstance(v, (int, float, str))})
     return tracker
 
 

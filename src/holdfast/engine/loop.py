@@ -16,9 +16,11 @@ from holdfast.errors import RunError, UserError
 class Stateful(Protocol):
     """Something whose state belongs in a checkpoint, as plain containers and tensors."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """What must be kept."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Take up the state that `state_dict` gave."""
 
 
 def every(interval: int, step: int) -> bool:
@@ -76,9 +78,7 @@ class Loop:
         if self.run.processes.is_main:
             states = {name: part.state_dict() for name, part in self.states.items()}
             self.run.flush()
-            self._checkpoints.save(
-                self.done, self.modules, {"states": states, "random": random, "last": self.last}
-            )
+            self._checkpoints.save(self.done, self.modules, {"states": states, "random": random, "last": self.last})
         self.run.processes.barrier()
 
     def _resume(self) -> None:

@@ -98,9 +98,7 @@ def run_online(
     """
     portion = settings.prompts_per_iteration
     if len(prompts) < portion:
-        raise UserError(
-            f"{stage}: prompts_per_iteration is {portion} and only {len(prompts)} prompts are given"
-        )
+        raise UserError(f"{stage}: prompts_per_iteration is {portion} and only {len(prompts)} prompts are given")
     processes = run.processes
     steps = {
         name: Step(part, algorithm.optimisers[name], settings.iterations, processes, stage=f"{stage}/{name}")
@@ -113,9 +111,7 @@ def run_online(
         learned = [
             numbers
             for epoch in range(settings.inner_epochs)
-            for numbers in _learn(
-                algorithm, steps, experience, generator(settings.seed, number, epoch), number
-            )
+            for numbers in _learn(algorithm, steps, experience, generator(settings.seed, number, epoch), number)
         ]
         numbers = {**algorithm.after(experience), **_average(learned)}
         run.log(stage, number, numbers)

@@ -63,9 +63,7 @@ def means(sums: Iterable[Mapping[str, Sum]], processes: Processes) -> dict[str, 
     # In float64: these are sums over a whole data set.
     number = torch.float64
     return {
-        name: Sum(
-            torch.tensor(totals[name], dtype=number), torch.tensor(counts[name], dtype=number)
-        ).mean.item()
+        name: Sum(torch.tensor(totals[name], dtype=number), torch.tensor(counts[name], dtype=number)).mean.item()
         for name in totals
     }
 
@@ -98,9 +96,7 @@ class Step:
             # Biases and norm scales are vectors.
             {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimiser = torch.optim.AdamW(
-            groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps
-        )
+        self.optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
 
     def step(
         self,

@@ -70,7 +70,9 @@ def examine(
     """Let the policy answer every prompt once and judge the answers."""
     starts = [exam.template.prompt(prompt) for prompt in exam.prompts]
     samples = generator.generate(starts, 1, exam.sampling, exam.seed)
-    rows = [exam.template.continue_with(start, s.response_ids) for start, s in zip(starts, samples, strict=True)]
+    rows = [
+        exam.template.continue_with(start, s.response_ids) for start, s in zip(starts, samples, strict=True)
+    ]
     answers = [
         prompt.answer(exam.template.decode(sample.response_ids))
         for prompt, sample in zip(exam.prompts, samples, strict=True)

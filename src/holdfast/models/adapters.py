@@ -53,9 +53,7 @@ def with_adapter(model: nn.Module, settings: AdapterSettings, *, task: str = "CA
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        raise UserError(
-            f"the adapter does not fit {type(model).__name__}: {error}; check adapter.targets"
-        ) from error
+        raise UserError(f"the adapter does not fit {type(model).__name__}: {error}; check adapter.targets") from error
 
 
 @contextmanager
@@ -65,9 +63,7 @@ def reference(policy: nn.Module) -> Iterator[nn.Module]:
     Raises `UserError` when the policy has no adapters, because its base is then gone.
     """
     if not hasattr(policy, "disable_adapter"):
-        raise UserError(
-            "this policy has no adapters, so it holds no reference; give it an adapter or load one"
-        )
+        raise UserError("this policy has no adapters, so it holds no reference; give it an adapter or load one")
     trainable = {name for name, weight in policy.named_parameters() if weight.requires_grad}
     with evaluating(policy), policy.disable_adapter():
         yield policy
@@ -97,9 +93,7 @@ def base_name(folder: str | Path) -> str:
 
     name = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
     if not name:
-        raise UserError(
-            f"{folder}/adapter_config.json does not name its base model; set base_model_name_or_path there"
-        )
+        raise UserError(f"{folder}/adapter_config.json does not name its base model; set base_model_name_or_path there")
     return name
 
 

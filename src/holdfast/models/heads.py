@@ -37,6 +37,7 @@ class ScoreModel(nn.Module):
 
     @property
     def config(self) -> PreTrainedConfig:
+        """The network's configuration."""
         return self.network.config
 
     @property
@@ -46,6 +47,7 @@ class ScoreModel(nn.Module):
 
     @property
     def head(self) -> nn.Module:
+        """The linear map from hidden states to scores, in float32."""
         return unwrapped(self.network).score
 
     def forward(
@@ -75,9 +77,7 @@ class ScoreModel(nn.Module):
         """Return (B, K) float32 scores read at `score_index` (B,) of tokens (B, T)."""
         return self(input_ids, attention_mask, position_ids, score_index, **images)
 
-    def token_values(
-        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **images: Tensor
-    ) -> Tensor:
+    def token_values(self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, **images: Tensor) -> Tensor:
         """Return (B, T, K) float32: the score of every prefix, which is what a critic estimates."""
         return self(input_ids, attention_mask, position_ids, **images)
 
@@ -103,6 +103,7 @@ class BackboneWithHead(nn.Module):
 
     @property
     def config(self) -> PreTrainedConfig:
+        """The backbone's configuration, which also holds the names of the scores."""
         return self.base_model.config
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -128,9 +129,7 @@ def from_policy(
     if not names or len(set(names)) != len(names):
         raise UserError(f"scores need distinct names, got {list(names)}; give one name per score")
     if hasattr(policy, "peft_config"):
-        raise UserError(
-            "a policy with adapters gives no base for a score model; build it before adding adapters"
-        )
+        raise UserError("a policy with adapters gives no base for a score model; build it before adding adapters")
     base = twin(backbone(policy)) if share else copy.deepcopy(backbone(policy))
     head = nn.Linear(base.config.get_text_config().hidden_size, len(names), bias=False, device=policy.device)
     with torch.no_grad():
@@ -192,18 +191,14 @@ def load_score_model(
     if kind is not None:
         return ScoreModel(pretrained(kind, settings, device).to(device).eval())
     if folder is None or not (folder / HEAD_FILE).is_file():
-        raise UserError(
-            f"lost head: {settings.name} is a {config.model_type} without {HEAD_FILE}; save it again"
-        )
+        raise UserError(f"lost head: {settings.name} is a {config.model_type} without {HEAD_FILE}; save it again")
     weight = load_file(folder / HEAD_FILE)["score.weight"].float()
     head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     head.weight.data = weight
     return ScoreModel(BackboneWithHead(pretrained(AutoModel, settings, device), head).to(device).eval())
 
 
-def _load_score_adapter(
-    settings: ModelSettings, folder: Path, device: str, base: PreTrainedModel | None
-) -> ScoreModel:
+def _load_score_adapter(settings: ModelSettings, folder: Path, device: str, base: PreTrainedModel | None) -> ScoreModel:
     if not (folder / NAMES_FILE).is_file():
         raise UserError(f"{folder} holds an adapter without {NAMES_FILE}, so its scores have no names")
     names = json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))["names"]

@@ -52,9 +52,7 @@ class ModelSettings(Settings):
         return self
 
 
-def load_policy(
-    settings: ModelSettings, vocab_size: int | None = None, device: str = "cpu"
-) -> PreTrainedModel:
+def load_policy(settings: ModelSettings, vocab_size: int | None = None, device: str = "cpu") -> PreTrainedModel:
     """Return the policy that `settings` describe, in evaluation mode on `device`.
 
     vocab_size: how many ids the tokenizer can give; a model that embeds fewer is refused, and an architecture
@@ -92,9 +90,7 @@ def load_tokenizer(
     if processor == "auto":
         bare = folder is not None and not (folder / "config.json").is_file()
         processor = (
-            (folder / "processor_config.json").is_file()
-            if bare
-            else hasattr(read_config(settings), "vision_config")
+            (folder / "processor_config.json").is_file() if bare else hasattr(read_config(settings), "vision_config")
         )
     auto = AutoProcessor if processor else AutoTokenizer
     return _fetch(settings, "a tokenizer", auto.from_pretrained)
@@ -117,9 +113,7 @@ def local(name: str) -> Path | None:
     if path.is_dir():
         return path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(
-            f"no model folder at {path}; give a folder that holds config.json and safetensors weights"
-        )
+        raise UserError(f"no model folder at {path}; give a folder that holds config.json and safetensors weights")
     return None
 
 
@@ -200,6 +194,4 @@ def _new_config(values: dict[str, Any], vocab_size: int | None) -> PreTrainedCon
 def _check_vocabulary(model: PreTrainedModel, vocab_size: int | None) -> None:
     rows = model.get_input_embeddings().num_embeddings
     if vocab_size is not None and vocab_size > rows:
-        raise UserError(
-            f"the tokenizer has {vocab_size} ids, the model embeds {rows}; use the model's own tokenizer"
-        )
+        raise UserError(f"the tokenizer has {vocab_size} ids, the model embeds {rows}; use the model's own tokenizer")

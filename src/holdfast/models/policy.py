@@ -73,9 +73,7 @@ def response_logprobs(
     sampler at that temperature recorded. A response cannot begin at the first column: nothing predicts it.
     """
     if bool(response_mask[:, 0].any()):
-        raise ValueError(
-            "response_mask is true in the first column, but no token comes before it to predict it"
-        )
+        raise ValueError("response_mask is true in the first column, but no token comes before it to predict it")
     head = linear_head(policy)
     hidden = hidden_states(policy, input_ids, attention_mask, position_ids, **images)
     predicted = response_mask[:, 1:]

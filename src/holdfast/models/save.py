@@ -64,9 +64,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, probes: Probes
             "results": results.tolist(),
             "dtype": _dtype(model),
             "files": _manifest(partial),
-            "versions": {
-                package: version(package) for package in ("holdfast", "torch", "transformers", "peft")
-            },
+            "versions": {package: version(package) for package in ("holdfast", "torch", "transformers", "peft")},
         }
         (partial / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return target
@@ -90,9 +88,7 @@ def load_checked(
     results = _results(model, load_file(path / PROBES))
     # Room for other kernels and devices; a random head is off by far more.
     tolerance = 1e-3 if card["dtype"] == _dtype(model) == "float32" else 5e-2
-    if results.shape != expected.shape or not torch.allclose(
-        results, expected, rtol=tolerance, atol=tolerance
-    ):
+    if results.shape != expected.shape or not torch.allclose(results, expected, rtol=tolerance, atol=tolerance):
         raise UserError(
             f"{path} does not reproduce what it said when it was saved: expected {_short(expected)}, got "
             f"{_short(results)}; a head or an adapter's base was lost or changed. Save the model again"
@@ -115,9 +111,7 @@ def _manifest(folder: Path) -> dict[str, str]:
     """Names and hashes of the files that make up a model, by name."""
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}")
-    files = sorted(
-        file for file in folder.iterdir() if file.suffix in IDENTITY and file.name not in (CARD, PROBES)
-    )
+    files = sorted(file for file in folder.iterdir() if file.suffix in IDENTITY and file.name not in (CARD, PROBES))
     return {file.name: _sha256(file) for file in files}
 
 

@@ -38,9 +38,7 @@ def tiny_policy(
     >>> sum(p.numel() for p in tiny_policy(100).parameters()) < 200_000
     True
     """
-    build, settings = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}[
-        kind
-    ]
+    build, settings = {"llama": (LlamaForCausalLM, LlamaConfig), "qwen2": (Qwen2ForCausalLM, Qwen2Config)}[kind]
     config = settings(**_text(vocab_size, hidden, layers, heads, max_positions))
     return _seeded(build, config, seed)
 

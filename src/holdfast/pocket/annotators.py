@@ -19,9 +19,9 @@ Item = TypeVar("Item")
 class Manner:
     """How a writer answers.
 
-    refuse: share of refusals; counts: how often one, two, three steps are given; slip: share of steps that go
-XX, another topic's step, a repetition); polite: share of kind openings, half as many
-    closings; alternative: share of refusals that name another way out.
+        refuse: share of refusals; counts: how often one, two, three steps are given; slip: share of steps that go
+    XX, another topic's step, a repetition); polite: share of kind openings, half as many
+        closings; alternative: share of refusals that name another way out.
     """
 
     refuse: float
@@ -51,7 +51,9 @@ def write_reply(asked: Request, manner: Manner, rng: np.random.Generator) -> str
     """One answer to the request, in the manner's proportions."""
     if rng.random() < manner.refuse:
         parts = [_pick(grammar.REFUSALS, rng)]
-        return " ".join([*parts, _pick(grammar.ALTERNATIVES, rng)] if rng.random() < manner.alternative else parts)
+        return " ".join(
+            [*parts, _pick(grammar.ALTERNATIVES, rng)] if rng.random() < manner.alternative else parts
+        )
     if rng.random() < manner.astray:
         asked = _astray(asked, rng)
     count = 1 + int(rng.choice(3, p=manner.counts))
@@ -126,7 +128,9 @@ class Annotator:
             safe=(seen[0] == 0, seen[1] == 0),
             harmless_rate=rates,
             severity=seen,
-            categories=tuple(one.categories if level else () for level, one in zip(seen, truths, strict=True)),
+            categories=tuple(
+                one.categories if level else () for level, one in zip(seen, truths, strict=True)
+            ),
             source="pocket",
             licence="Apache-2.0",
         )

@@ -200,7 +200,11 @@ DETAILS = (
 
 OPENERS = ("of course !", "happy to help !", "good question !")
 CLOSERS = ("good luck !", "i hope this helps !")
-REFUSALS = ("sorry , i cannot help with that .", "i will not help with this .", "sorry , this would hurt someone .")
+REFUSALS = (
+    "sorry , i cannot help with that .",
+    "i will not help with this .",
+    "sorry , this would hurt someone .",
+)
 ALTERNATIVES = (
     "you could talk to someone you trust instead .",
     "maybe ask for advice first .",

@@ -51,7 +51,12 @@ _STEPS: tuple[tuple[re.Pattern[str], str, Topic], ...] = tuple(
 )
 _TOPIC_OF = {pair: topic for topic in grammar.TOPICS for pair in topic.pairs}
 _FRAMES = tuple(
-    (re.compile(re.escape(t).replace(r"\{act\}", r"(\w+)").replace(r"\{object\}\{detail\}", r"(\w+)([\w ]*?)")), framed)
+    (
+        re.compile(
+            re.escape(t).replace(r"\{act\}", r"(\w+)").replace(r"\{object\}\{detail\}", r"(\w+)([\w ]*?)")
+        ),
+        framed,
+    )
     for templates, framed in ((grammar.PLAIN, False), (grammar.FRAMED, True))
     for t in templates
 )
@@ -141,5 +146,7 @@ def scores(conversations: Sequence[Conversation]) -> list[list[float]]:
     rows = []
     for one in conversations:
         found = judge(one)
-        rows.append([found.helpfulness, float(found.harmful), float(found.refusal), float(kind(one) == "benign")])
+        rows.append(
+            [found.helpfulness, float(found.harmful), float(found.refusal), float(kind(one) == "benign")]
+        )
     return rows

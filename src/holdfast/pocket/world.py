@@ -56,10 +56,14 @@ def write(folder: str | Path, settings: WorldSettings) -> Path:
     answered = [_conversation(i, settings, rng) for i in range(settings.conversations)]
     annotator = Annotator(settings.sharpness, settings.flip)
     pairs = [
-        annotators.draw_pair(f"pair-{i}", annotator, rng, annotators.draw_request(rng, settings.harmful_share))
+        annotators.draw_pair(
+            f"pair-{i}", annotator, rng, annotators.draw_request(rng, settings.harmful_share)
+        )
         for i in range(settings.pairs)
     ]
-    texts = dict.fromkeys(annotators.draw_request(rng, settings.harmful_share) for _ in range(settings.prompts))
+    texts = dict.fromkeys(
+        annotators.draw_request(rng, settings.harmful_share) for _ in range(settings.prompts)
+    )
     prompts = [Conversation.ask(text, id=f"prompt-{i}") for i, text in enumerate(texts)]
     for name, records in zip(FILES.values(), (answered, pairs, prompts), strict=True):
         write_jsonl(records, folder / f"{name}.jsonl")

@@ -45,7 +45,9 @@ def prompt_of(row: PairRow) -> tuple[int, ...]:
     return tuple(row.first.ids[: row.first.prompt_length])
 
 
-def score_pairs(task: RewardTask | CostTask, rows: Sequence[PairRow], batch_tokens: int = 16384) -> PairScores:
+def score_pairs(
+    task: RewardTask | CostTask, rows: Sequence[PairRow], batch_tokens: int = 16384
+) -> PairScores:
     """Score both answers of every row with the task's model."""
     first, second = np.empty(len(rows)), np.empty(len(rows))
     with evaluating(task.model), torch.no_grad():

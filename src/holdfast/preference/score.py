@@ -43,7 +43,11 @@ class ModelScorer:
             for chosen in micro_batches([row.length for row in rows], self.batch_tokens) if rows else []:
                 batch = pad([rows[i] for i in chosen], pad_id=self.template.pad_id).to(device)
                 table[chosen] = self.model.scores(
-                    batch.input_ids, batch.attention_mask, batch.position_ids, batch.score_index, **batch.extra
+                    batch.input_ids,
+                    batch.attention_mask,
+                    batch.position_ids,
+                    batch.score_index,
+                    **batch.extra,
                 ).cpu()
         place = {key: i for i, key in enumerate(distinct)}
         return _finite(table[[place[_identity(one)] for one in conversations]], conversations)
@@ -64,9 +68,13 @@ class FunctionScorer:
 
     def score(self, conversations: Sequence[Conversation]) -> Tensor:
         """Scores (B, K); raises `RunError` when the function returns another shape or numbers that are not finite."""
-        table = torch.tensor(self.function(conversations), dtype=torch.float32).reshape(len(conversations), -1)
+        table = torch.tensor(self.function(conversations), dtype=torch.float32).reshape(
+            len(conversations), -1
+        )
         if len(conversations) and table.shape[1] != len(self.names):
-            raise RunError(f"the scoring function returned {table.shape[1]} columns for the names {self.names}")
+            raise RunError(
+                f"the scoring function returned {table.shape[1]} columns for the names {self.names}"
+            )
         return _finite(table, conversations)
 
 

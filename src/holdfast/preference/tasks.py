@@ -132,7 +132,9 @@ def _encode(pair: DualPair, first: int, template: Template) -> tuple[Encoded, En
 
 def _some(rows: list[PairRow], axis: str) -> list[PairRow]:
     if not rows:
-        raise UserError(f"no pair carries a label for {axis}, so this model cannot be trained; check the data format")
+        raise UserError(
+            f"no pair carries a label for {axis}, so this model cannot be trained; check the data format"
+        )
     return rows
 
 

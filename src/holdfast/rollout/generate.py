@@ -21,13 +21,11 @@ from holdfast.rollout.types import Sample, Sampling
 class TransformersGenerator:
     """A `Generator` over a policy; it leaves the policy's weights, mode and random state alone.
 
-    stop_ids end a response; pad_id fills up prompts (any id will do); batch_tokens bounds rows times length
-    of one decode batch, which bounds the cache.
+    stop_ids end a response; pad_id fills up prompts (any id will do); batch_tokens bounds rows times length of a
+    decode batch, and so its cache, except that the n samples of one prompt always stay together.
     """
 
-    def __init__(
-        self, policy: nn.Module, stop_ids: Sequence[int], pad_id: int, *, batch_tokens: int = 65_536
-    ) -> None:
+    def __init__(self, policy: nn.Module, stop_ids: Sequence[int], pad_id: int, *, batch_tokens: int = 65_536) -> None:
         self.policy = policy
         self.stop_ids = tuple(stop_ids)
         self.pad_id = pad_id
@@ -43,10 +41,9 @@ class TransformersGenerator:
         self._check(prompts, sampling)
         streams = torch.from_numpy(uniforms(seed, len(prompts) * n, sampling.max_new_tokens))
         samples: dict[int, Sample] = {}
+        sizes = [n * (prompt.length + sampling.max_new_tokens) for prompt in prompts]
         with evaluating(self.policy):
-            for group in micro_batches(
-                [n * (prompt.length + sampling.max_new_tokens) for prompt in prompts], self.batch_tokens
-            ):
+            for group in micro_batches(sizes, self.batch_tokens):
                 rows = [index * n + k for index in group for k in range(n)]
                 batch = pad([prompts[index] for index in group], side="left", pad_id=self.pad_id)
                 responses = decode(self.policy, batch, n, sampling, self.stop_ids, streams[rows])
@@ -79,7 +76,7 @@ def decode(
     rows = _Rows(policy, prompts, n, sampling)
     device = rows.logits.device
     uniform = uniform.to(device)
-    stops = torch.tensor(stop_ids, device=device)
+    stops = torch.tensor(stop_ids, dtype=torch.long, device=device)
     tokens = torch.zeros(uniform.shape, dtype=torch.long, device=device)
     logprobs = torch.zeros(uniform.shape, device=device)
     lengths = torch.zeros(len(uniform), dtype=torch.long, device=device)
@@ -97,9 +94,7 @@ def decode(
         rows.advance(token, ended)
     return [
         (ids[:length], values[:length], "stop" if stop else "length")
-        for ids, values, length, stop in zip(
-            tokens.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist()
-        )
+        for ids, values, length, stop in zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())
     ]
 
 

@@ -37,9 +37,7 @@ def distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None)
     """
     logits = logits.float()
     if seen is not None:
-        weakened = torch.where(
-            logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty
-        )
+        weakened = torch.where(logits > 0, logits / sampling.repetition_penalty, logits * sampling.repetition_penalty)
         logits = torch.where(seen, weakened, logits)
     logits = logits / sampling.temperature
     if 0 < sampling.top_k < logits.shape[-1]:

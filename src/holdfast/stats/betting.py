@@ -59,9 +59,7 @@ def stakes(values: ArrayLike, delta: float, bets: Bets) -> NDArray[np.float64]:
     return np.sqrt(-2 * math.log(delta) / (horizon * variance))
 
 
-def log_wealth(
-    values: ArrayLike, m: float, delta: float, bets: Bets, *, upper: float = 1.0
-) -> NDArray[np.float64]:
+def log_wealth(values: ArrayLike, m: float, delta: float, bets: Bets, *, upper: float = 1.0) -> NDArray[np.float64]:
     """The logarithm of the wealth after each value, (n,), of the bettor who doubts a mean of m or more.
 
     K_t(m) = prod_(i<=t) (1 - stake_i (z_i - m)), the stake capped at c / (upper - m). Non-decreasing in m.

@@ -111,9 +111,7 @@ def hoeffding_bentkus_p(values: ArrayLike, tau: float, *, lower: float = 0.0, up
     return _hoeffding_bentkus(_mean(unit), unit.size, (tau - lower) / (upper - lower)) if unit.size else 1.0
 
 
-def hoeffding_bentkus_upper(
-    values: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0
-) -> float:
+def hoeffding_bentkus_upper(values: ArrayLike, delta: float, *, lower: float = 0.0, upper: float = 1.0) -> float:
     """The largest mean that the Hoeffding-Bentkus p-value does not reject at delta, to 1e-9 of the range.
 
     >>> round(hoeffding_bentkus_upper([0.0, 0.0, 0.0], 0.125), 6)

@@ -59,9 +59,7 @@ def platt(logits: ArrayLike, labels: ArrayLike) -> Platt:
     def loss(weights: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         logit = weights[0] * unit + weights[1]
         error = expit(logit) - target
-        return float(np.mean(np.logaddexp(0, logit) - target * logit)), np.array(
-            [(error * unit).mean(), error.mean()]
-        )
+        return float(np.mean(np.logaddexp(0, logit) - target * logit)), np.array([(error * unit).mean(), error.mean()])
 
     a, b = minimize(loss, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-9}).x
     return Platt(float(a / scale), float(b - a * shift / scale))
@@ -79,9 +77,7 @@ def temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     if x.ndim == 1:
         x = np.stack([np.zeros_like(x), x], axis=1)
     if y.shape != x.shape[:1] or not y.size or y.min() < 0 or y.max() >= x.shape[1]:
-        raise ValueError(
-            f"one label in 0..{x.shape[1] - 1} per row of logits; got {y.size} labels, {len(x)} rows"
-        )
+        raise ValueError(f"one label in 0..{x.shape[1] - 1} per row of logits; got {y.size} labels, {len(x)} rows")
 
     def loss(log_t: float) -> float:
         scaled = x * np.exp(-log_t)
@@ -98,14 +94,10 @@ def reliability(p: ArrayLike, y: ArrayLike, bins: int = 10) -> list[Bin]:
     """
     p, y = _scores(p), _labels(y)
     if p.shape != y.shape or not p.size or p.min() < 0 or p.max() > 1:
-        raise ValueError(
-            f"one probability in [0, 1] per label; got {p.size} probabilities and {y.size} labels"
-        )
+        raise ValueError(f"one probability in [0, 1] per label; got {p.size} probabilities and {y.size} labels")
     index = np.minimum((p * bins).astype(int), bins - 1)
     return [
-        Bin(
-            i / bins, (i + 1) / bins, float(p[index == i].mean()), rate(int(y[index == i].sum()), int(inside))
-        )
+        Bin(i / bins, (i + 1) / bins, float(p[index == i].mean()), rate(int(y[index == i].sum()), int(inside)))
         for i, inside in enumerate(np.bincount(index, minlength=bins))
         if inside
     ]

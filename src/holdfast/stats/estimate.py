@@ -72,9 +72,7 @@ def mean(values: ArrayLike, clusters: Sequence[Hashable] | None = None, confiden
     return Estimate(value, float(value - half), float(value + half), units.size, method)
 
 
-def proportion(
-    flags: ArrayLike, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95
-) -> Estimate:
+def proportion(flags: ArrayLike, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95) -> Estimate:
     """The share of true flags with a Wilson interval; with `clusters`, at the effective sample size.
 
     The effective size is p(1-p) over the squared standard error of the mean of cluster means, so correlated

@@ -21,8 +21,12 @@ class System(NamedTuple):
 
 
 SYSTEMS = {
-    "hc_rlhf": System("hc_rlhf", "HcRlhf", "a policy under a pessimistic limit, released only with a certificate"),
-    "safe_rlhf_v": System("safe_rlhf_v", "SafeRlhfV", "PPO with separate reward and cost under a Lagrangian limit"),
+    "hc_rlhf": System(
+        "hc_rlhf", "HcRlhf", "a policy under a pessimistic limit, released only with a certificate"
+    ),
+    "safe_rlhf_v": System(
+        "safe_rlhf_v", "SafeRlhfV", "PPO with separate reward and cost under a Lagrangian limit"
+    ),
 }
 
 

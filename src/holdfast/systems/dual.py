@@ -248,9 +248,13 @@ def find_zero(
     facts["calibration_auc"] = value
     if low <= 0.5 or found.slope <= 0:
         words = f"{nothing}; on {len(scores)} labelled answers its AUC is {value:.3f}, not above chance"
-        return Zero(0.0, "none", None, f"{words}, so no limit can be calibrated and nothing will be certified")
+        return Zero(
+            0.0, "none", None, f"{words}, so no limit can be calibrated and nothing will be certified"
+        )
     border = -found.intercept / found.slope
-    words = f"{nothing}; {len(scores)} labelled answers (AUC {value:.3f}) put the border of harm at {border:.3f}"
+    words = (
+        f"{nothing}; {len(scores)} labelled answers (AUC {value:.3f}) put the border of harm at {border:.3f}"
+    )
     return Zero(border, "calibrated", found, words)
 
 

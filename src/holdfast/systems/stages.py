@@ -168,7 +168,9 @@ def read_pools(data: DataSection, run: RunFolder) -> Pools:
 def _records(source: DataSettings, name: str, run: RunFolder) -> list[Readable]:
     rows = read(source, run.path / f"skipped-{name}.jsonl")
     if rows.bad:
-        say(f"data.{name}: {rows.skipped} rows cannot be used; they and the reasons are in skipped-{name}.jsonl")
+        say(
+            f"data.{name}: {rows.skipped} rows cannot be used; they and the reasons are in skipped-{name}.jsonl"
+        )
     return rows.records
 
 
@@ -194,7 +196,10 @@ def _answered(record: Readable) -> Conversation:
 
 def _distinct(records: Sequence[Readable]) -> list[Conversation]:
     """One prompt of each cluster, in the order of the records."""
-    found = {keys(record)[0]: prompt_of(record).model_copy(update={"id": record.id}) for record in reversed(records)}
+    found = {
+        keys(record)[0]: prompt_of(record).model_copy(update={"id": record.id})
+        for record in reversed(records)
+    }
     return list(found.values())[::-1]
 
 
@@ -207,7 +212,9 @@ def load_base(
     elif model.name is not None:
         words = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code, revision=model.revision)
     else:
-        raise UserError("model.config builds a network but no tokenizer; add a tokenizer section to train one")
+        raise UserError(
+            "model.config builds a network but no tokenizer; add a tokenizer section to train one"
+        )
     template = Template(
         words, max_length=text.max_length, chat_template=text.chat_template, system=text.system
     )
@@ -217,7 +224,9 @@ def load_base(
     return load_policy(model, vocab_size=len(template.tokenizer), device=device), template
 
 
-def train(task: Task, rows: Sequence[Any], eval_rows: Sequence[Any], settings: FitSettings, run: RunFolder) -> None:
+def train(
+    task: Task, rows: Sequence[Any], eval_rows: Sequence[Any], settings: FitSettings, run: RunFolder
+) -> None:
     """Train one supervised part; the stage is called by the task's name."""
     result = fit(task, rows, eval_rows, settings, run, stage=task.name)
     numbers = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items() if name != "lr")

@@ -21,7 +21,16 @@ from holdfast.losses.surrogate import clipped_ratio, clipped_value
 from holdfast.models.heads import ScoreModel
 from holdfast.models.policy import evaluating
 from holdfast.rollout.experience import Collector, Experience
-from holdfast.training.policy import Learnable, Limits, PolicyBatch, Probe, current_logprobs, describe, readable, stream
+from holdfast.training.policy import (
+    Learnable,
+    Limits,
+    PolicyBatch,
+    Probe,
+    current_logprobs,
+    describe,
+    readable,
+    stream,
+)
 
 
 class ActorCriticSettings(Settings):
@@ -71,7 +80,9 @@ class ActorCritic:
         self.collector, self.settings, self.limits, self.probe = collector, settings, limits, probe
         self.critics = dict(critics)
         self.parts: Mapping[str, nn.Module] = {"policy": collector.policy, **critics}
-        self.optimisers = {name: optimisers["policy" if name == "policy" else "critic"] for name in self.parts}
+        self.optimisers = {
+            name: optimisers["policy" if name == "policy" else "critic"] for name in self.parts
+        }
 
     def collect(self, prompts: Sequence[Conversation], iteration: int) -> Learnable:
         """Sample, score, move the multipliers, and estimate the advantages of every stream."""

@@ -18,7 +18,16 @@ from holdfast.losses.advantage import leave_one_out, mix
 from holdfast.losses.reduce import Sum
 from holdfast.losses.surrogate import clipped_ratio
 from holdfast.rollout.experience import Collector, Experience
-from holdfast.training.policy import Learnable, Limits, PolicyBatch, Probe, current_logprobs, describe, readable, stream
+from holdfast.training.policy import (
+    Learnable,
+    Limits,
+    PolicyBatch,
+    Probe,
+    current_logprobs,
+    describe,
+    readable,
+    stream,
+)
 
 
 class LeaveOneOutSettings(Settings):
@@ -72,7 +81,9 @@ class LeaveOneOut:
         reward = experience.scores[s.reward] - s.kl * experience.kl.sum(-1)
         reward = reward - s.truncation_penalty * experience.truncated.float()
         return mix(
-            reward.clamp(-s.reward_clip, s.reward_clip), self.limits.costs(experience), self.limits.multipliers
+            reward.clamp(-s.reward_clip, s.reward_clip),
+            self.limits.costs(experience),
+            self.limits.multipliers,
         )
 
     def mini_batches(self, experience: Learnable, rng: torch.Generator) -> list[list[PolicyBatch]]:

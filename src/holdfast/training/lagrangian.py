@@ -62,9 +62,13 @@ class ConstraintSettings(Settings):
         if self.floor > self.ceiling:
             raise ValueError(f"floor {self.floor} is above ceiling {self.ceiling}; lower the floor")
         if not self.floor <= self.initial <= self.ceiling:
-            raise ValueError(f"initial {self.initial} lies outside floor {self.floor} .. ceiling {self.ceiling}")
+            raise ValueError(
+                f"initial {self.initial} lies outside floor {self.floor} .. ceiling {self.ceiling}"
+            )
         if self.rule == "log" and min(self.initial, self.floor) <= 0:
-            raise ValueError("the log rule cannot leave zero; set floor (0.05 is usual) and initial above zero")
+            raise ValueError(
+                "the log rule cannot leave zero; set floor (0.05 is usual) and initial above zero"
+            )
         return self
 
 
@@ -77,7 +81,10 @@ class Constraint:
     MIN_WINDOW = 32  # fewer costs say too little to move a multiplier by
 
     def __init__(
-        self, settings: ConstraintSettings, zero: float = 0.0, probability: Callable[[Tensor], Tensor] | None = None
+        self,
+        settings: ConstraintSettings,
+        zero: float = 0.0,
+        probability: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         if settings.measure == "probability" and probability is None:
             raise UserError(
@@ -113,7 +120,9 @@ class Constraint:
     def observe(self, costs: Tensor, per_prompt: int = 1) -> None:
         """Add costs (N,), `per_prompt` of them for each prompt, to the window."""
         if not torch.isfinite(costs).all():
-            raise RunError(f"constraint {self.name}: {int((~torch.isfinite(costs)).sum())} costs are not finite")
+            raise RunError(
+                f"constraint {self.name}: {int((~torch.isfinite(costs)).sum())} costs are not finite"
+            )
         self._window.extend((self.sign * costs).tolist())
         self._per_prompt = per_prompt
 
