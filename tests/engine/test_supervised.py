@@ -95,7 +95,7 @@ def test_it_learns_and_writes_rows_and_evaluations(tmp_path):
     settings = FitSettings(epochs=30, batch_size=2, eval_every=25, optimiser=OPTIMISER)
     task = Toy()
     result = fit(task, make_rows([2, 4]), make_rows([1, 2, 3]), settings, run, stage="toy")
-    assert task.model[0].weight.item() == pytest.approx(3.0, abs=0.5), "30 Adam steps of 0.1 from 0"
+    assert 2.5 < task.model[0].weight.item() < 3.5, "30 Adam steps of 0.1 from 0"
     rows = written(run)
     assert [row["step"] for row in rows if "square" in row] == list(range(1, 31))
     assert set(rows[0]) == {"stage", "step", "square", "grad_norm", "lr"}

@@ -165,14 +165,22 @@ def test_the_stop_token_belongs_to_the_response():
         assert (len(sample.response_ids), sample.finish) == (9, "length")
 
 
-def test_a_repetition_penalty_counts_prompt_and_response():
-    policy = sharp(tiny_policy(VOCABULARY, seed=1), 3)
-    asked = prompts((10, 4))
-    sampling = Sampling(max_new_tokens=8, repetition_penalty=1e6, greedy=True)
-    for sample in TransformersGenerator(policy, STOPS, PAD).generate(asked, 2, sampling, 0):
-        drawn = [token for token in sample.response_ids if token not in STOPS]
-        assert len(set(drawn)) == len(drawn)
-        assert not set(drawn) & set(sample.prompt_ids)
+def test_a_repetition_penalty_counts_what_each_row_has_seen():
+    """Against the formula applied to one row at a time; rows end at different steps."""
+    policy, penalty = sharp(tiny_policy(VOCABULARY, seed=1), 30), 1.4
+    sampling = Sampling(max_new_tokens=12, repetition_penalty=penalty)
+    samples = TransformersGenerator(policy, STOPS, PAD).generate(prompts(), 2, sampling, 0)
+    assert len({len(sample.response_ids) for sample in samples}) > 2
+    for sample in samples:
+        ids = list(sample.prompt_ids)
+        for token, recorded in zip(sample.response_ids, sample.logprobs):
+            with torch.no_grad():
+                logits = policy(torch.tensor([ids])).logits[0, -1].double()
+            for seen in set(ids):
+                logits[seen] *= penalty if logits[seen] < 0 else 1 / penalty
+            # Single rows and batches round differently.
+            assert recorded == pytest.approx(logits.log_softmax(-1)[token].item(), abs=1e-5)
+            ids.append(token)
 
 
 def test_the_policy_is_left_as_it_was():

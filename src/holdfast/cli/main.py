@@ -211,6 +211,21 @@ def report(
 
 
 @app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="hc_rlhf")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/studies/NAME when not given.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds to run now, separated by commas; finished ones are read.")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="A reduced form that only shows that it runs.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit with 1 when a criterion does not hold.")] = False,
+) -> None:
+    """Test the central claim of a paper by criteria that were written down first."""
+    from holdfast.cli import work
+
+    holds = work.study(name, out or Path("runs/studies") / name, seeds, quick)
+    raise typer.Exit(1 if check and not holds else 0)
+
+
+@app.command()
 def env() -> None:
     """Say what Holdfast runs on here: versions, processors, memory, accelerators."""
     from holdfast.cli import work

@@ -94,6 +94,29 @@ def generate(model: str, prompts: str, out: Path, samples: int, how: Sampling, s
     )
 
 
+def study(name: str, out: Path, seeds: str, quick: bool) -> bool:
+    """Run a study, write `result.json` and `table.md`, print both; return whether every criterion holds."""
+    import importlib
+
+    from holdfast.studies import STUDIES
+
+    if name not in STUDIES:
+        raise UserError(f"no study called {name!r}; known are {', '.join(STUDIES)}")
+    module = importlib.import_module(f"holdfast.studies.{name}")
+    try:
+        chosen = [int(seed) for seed in seeds.split(",")] if seeds else list(module.SEEDS)
+    except ValueError as error:
+        raise UserError(f"seeds are whole numbers separated by commas; got {seeds!r}") from error
+    result = module.run(out, chosen[:1] if quick else chosen, quick)
+    (out / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (out / "table.md").write_text(module.table(result) + "\n", encoding="utf-8")
+    print(module.table(result))
+    for one in result["criteria"]:
+        share = "no run" if one["value"] is None else f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
+        print(f"{'holds' if one['holds'] else 'DOES NOT HOLD':<14}{one['name']}: {share} n={one['n']}")
+    return all(one["holds"] for one in result["criteria"])
+
+
 def environment() -> dict[str, str]:
     """Versions, processors, memory and accelerators."""
     import torch

@@ -54,10 +54,12 @@ class Message(Record):
 
     @property
     def text(self) -> str:
+        """The text of the turn, without its images."""
         return "".join(part.text for part in self.content if isinstance(part, Text))
 
     @property
     def images(self) -> tuple[Image, ...]:
+        """The images of the turn, in order."""
         return tuple(part for part in self.content if isinstance(part, Image))
 
 
@@ -83,6 +85,7 @@ class Conversation(Record):
 
     @property
     def answered(self) -> bool:
+        """Whether the assistant spoke last."""
         return self.messages[-1].role == "assistant"
 
     @property
@@ -97,6 +100,7 @@ class Conversation(Record):
 
     @property
     def images(self) -> tuple[Image, ...]:
+        """The images of all turns, in order."""
         return tuple(image for message in self.messages for image in message.images)
 
     @property

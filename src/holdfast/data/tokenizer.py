@@ -10,6 +10,8 @@ from typing import Literal
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from holdfast.errors import UserError
+
 SPECIAL = (
     "<|pad|>",
     "<|begin|>",
@@ -40,18 +42,23 @@ def train_tokenizer(
     """A tokenizer with at most `vocab_size` entries learned from `texts`.
 
     `word` splits at white space (small closed languages); `bytes` is byte-level BPE and can spell any text.
+    Raises `UserError` when `vocab_size` leaves no room beside special tokens and bytes.
 
     >>> tokenizer = train_tokenizer(["stir the soup", "serve the soup"], 32, "word")
     >>> tokenizer.decode(tokenizer("serve the soup")["input_ids"])
     'serve the soup'
     """
+    alphabet = pre_tokenizers.ByteLevel.alphabet() if kind == "bytes" else []
+    if vocab_size <= len(SPECIAL) + len(alphabet):
+        raise UserError(
+            f"vocab_size is {vocab_size}, which leaves nothing to learn: special tokens and bytes alone take "
+            f"{len(SPECIAL) + len(alphabet)}; raise it"
+        )
     trainer: trainers.Trainer
     if kind == "word":
         core = Tokenizer(models.WordLevel(unk_token="<|unknown|>"))
         core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        trainer = trainers.WordLevelTrainer(
-            vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False
-        )
+        trainer = trainers.WordLevelTrainer(vocab_size=vocab_size, special_tokens=list(SPECIAL), show_progress=False)
     else:
         core = Tokenizer(models.BPE())
         core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -59,7 +66,7 @@ def train_tokenizer(
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=list(SPECIAL),
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            initial_alphabet=alphabet,
             show_progress=False,
         )
     core.train_from_iterator(texts, trainer)

@@ -51,7 +51,7 @@ class Outcome:
         if self.truth:
             benign = self.truth["benign"].bool()
             found["true_harm"] = proportion(_flags(self.truth["harm"]))
-            if benign.any():
+            if benign.sum() > 1:  # a single answer has no interval
                 found["true_help"] = mean(self.truth["helpfulness"][benign].numpy())
                 found["over_refusal"] = proportion(_flags(self.truth["refusal"][benign]))
         return found
@@ -70,9 +70,7 @@ def examine(
     """Let the policy answer every prompt once and judge the answers."""
     starts = [exam.template.prompt(prompt) for prompt in exam.prompts]
     samples = generator.generate(starts, 1, exam.sampling, exam.seed)
-    rows = [
-        exam.template.continue_with(start, s.response_ids) for start, s in zip(starts, samples, strict=True)
-    ]
+    rows = [exam.template.continue_with(start, s.response_ids) for start, s in zip(starts, samples, strict=True)]
     answers = [
         prompt.answer(exam.template.decode(sample.response_ids))
         for prompt, sample in zip(exam.prompts, samples, strict=True)

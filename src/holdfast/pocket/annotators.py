@@ -36,7 +36,7 @@ class Manner:
 BENIGN_WRITER = Manner(refuse=0.12, counts=(0.25, 0.35, 0.4), slip=0.12)
 HARMFUL_WRITER = Manner(refuse=0.2, counts=(0.2, 0.3, 0.5), slip=0.05)
 # What annotators compare: every kind of answer, so that the learned scores have seen all of them.
-SPREAD = Manner(refuse=0.25, counts=(0.3, 0.3, 0.4), slip=0.2, astray=0.25)
+SPREAD = Manner(refuse=0.25, counts=(0.3, 0.3, 0.4), slip=0.2, astray=0.1)
 
 
 def draw_request(rng: np.random.Generator, harmful_share: float = 0.5) -> str:

@@ -237,9 +237,7 @@ def sentences(steps: Sequence[tuple[str, str]]) -> str:
     'first , stir the soup slowly . finally serve the soup warm .'
     """
     words = ["just"] if len(steps) == 1 else ["first ,", *["then"] * (len(steps) - 2), "finally"]
-    return " ".join(
-        f"{word} {step.format(thing)} ." for word, (step, thing) in zip(words, steps, strict=True)
-    )
+    return " ".join(f"{word} {step.format(thing)} ." for word, (step, thing) in zip(words, steps, strict=True))
 
 
 def vocabulary() -> list[str]:

@@ -52,18 +52,16 @@ def write(folder: str | Path, settings: WorldSettings) -> Path:
     if stamp.is_file() and stamp.read_text(encoding="ascii") == fingerprint(settings):
         return folder
     folder.mkdir(parents=True, exist_ok=True)
+    # Written last and removed first: an interrupted world is written again, whatever lay here before.
+    stamp.unlink(missing_ok=True)
     rng = np.random.default_rng(settings.seed)
     answered = [_conversation(i, settings, rng) for i in range(settings.conversations)]
     annotator = Annotator(settings.sharpness, settings.flip)
     pairs = [
-        annotators.draw_pair(
-            f"pair-{i}", annotator, rng, annotators.draw_request(rng, settings.harmful_share)
-        )
+        annotators.draw_pair(f"pair-{i}", annotator, rng, annotators.draw_request(rng, settings.harmful_share))
         for i in range(settings.pairs)
     ]
-    texts = dict.fromkeys(
-        annotators.draw_request(rng, settings.harmful_share) for _ in range(settings.prompts)
-    )
+    texts = dict.fromkeys(annotators.draw_request(rng, settings.harmful_share) for _ in range(settings.prompts))
     prompts = [Conversation.ask(text, id=f"prompt-{i}") for i, text in enumerate(texts)]
     for name, records in zip(FILES.values(), (answered, pairs, prompts), strict=True):
         write_jsonl(records, folder / f"{name}.jsonl")
@@ -71,7 +69,6 @@ def write(folder: str | Path, settings: WorldSettings) -> Path:
     policy = tiny_policy(len(tokenizer), hidden=settings.hidden, layers=settings.layers, seed=settings.seed)
     tokenizer.save_pretrained(folder / "policy")
     policy.save_pretrained(folder / "policy")
-    # Written last: an interrupted world is written again.
     stamp.write_text(fingerprint(settings), encoding="ascii")
     return folder
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from holdfast.data.collate import micro_batches
 from holdfast.models.policy import evaluating
@@ -45,12 +44,10 @@ def prompt_of(row: PairRow) -> tuple[int, ...]:
     return tuple(row.first.ids[: row.first.prompt_length])
 
 
-def score_pairs(
-    task: RewardTask | CostTask, rows: Sequence[PairRow], batch_tokens: int = 16384
-) -> PairScores:
+def score_pairs(task: RewardTask | CostTask, rows: Sequence[PairRow], batch_tokens: int = 16384) -> PairScores:
     """Score both answers of every row with the task's model."""
     first, second = np.empty(len(rows)), np.empty(len(rows))
-    with evaluating(task.model), torch.no_grad():
+    with evaluating(task.model):
         for chosen in micro_batches([row.length for row in rows], batch_tokens):
             one, two = task.sides(task.collate([rows[i] for i in chosen]))
             first[chosen], second[chosen] = one.cpu().numpy(), two.cpu().numpy()

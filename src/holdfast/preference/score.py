@@ -68,12 +68,14 @@ class FunctionScorer:
 
     def score(self, conversations: Sequence[Conversation]) -> Tensor:
         """Scores (B, K); raises `RunError` when the function returns another shape or numbers that are not finite."""
-        table = torch.tensor(self.function(conversations), dtype=torch.float32).reshape(
-            len(conversations), -1
-        )
-        if len(conversations) and table.shape[1] != len(self.names):
+        expected = (len(conversations), len(self.names))
+        if not conversations:
+            return torch.empty(expected)
+        table = torch.tensor(self.function(conversations), dtype=torch.float32)
+        if table.shape != expected:
             raise RunError(
-                f"the scoring function returned {table.shape[1]} columns for the names {self.names}"
+                f"the scoring function returned a table of shape {tuple(table.shape)} where {expected} is needed: "
+                f"a row for each conversation with a column for each of {', '.join(self.names)}"
             )
         return _finite(table, conversations)
 

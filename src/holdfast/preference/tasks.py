@@ -74,6 +74,7 @@ class PairBatch:
 
     @property
     def size(self) -> int:
+        """How many pairs the batch holds."""
         return len(self.ids)
 
 
@@ -106,9 +107,7 @@ def harmful_rows(pairs: Iterable[DualPair], template: Template, labels: str = "s
             continue
         worse = 1 - (pair.safer_id if pair.safer_id is not None else 0)
         first, second = _encode(pair, worse, template)
-        rows.append(
-            PairRow(pair.id, first, second, pair.safer_id is not None, (known[worse], known[1 - worse]))
-        )
+        rows.append(PairRow(pair.id, first, second, pair.safer_id is not None, (known[worse], known[1 - worse])))
     return _some(rows, "harm (safer_id or safe)")
 
 
@@ -132,9 +131,7 @@ def _encode(pair: DualPair, first: int, template: Template) -> tuple[Encoded, En
 
 def _some(rows: list[PairRow], axis: str) -> list[PairRow]:
     if not rows:
-        raise UserError(
-            f"no pair carries a label for {axis}, so this model cannot be trained; check the data format"
-        )
+        raise UserError(f"no pair carries a label for {axis}, so this model cannot be trained; check the data format")
     return rows
 
 

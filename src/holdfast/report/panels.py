@@ -40,6 +40,7 @@ class Panel:
 
     @property
     def scale(self) -> float:
+        """What values are multiplied by before they are drawn."""
         return 100.0 if self.unit.startswith("%") else 1.0
 
 

@@ -12,6 +12,7 @@ from holdfast.config import Settings
 from holdfast.data.collate import Batch, micro_batches, pad
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Encoded, Template
+from holdfast.errors import UserError
 from holdfast.losses.logprob import kl_k1
 from holdfast.models.policy import evaluating, response_logprobs
 from holdfast.rollout.types import Generator, Sampling
@@ -49,6 +50,7 @@ class Experience:
 
     @property
     def size(self) -> int:
+        """How many answers there are."""
         return len(self.rows)
 
     @property
@@ -68,6 +70,12 @@ class Experience:
     def kl(self) -> Tensor:
         """(N, T) k1 estimate, log pi_old - log pi_ref, zero outside the response."""
         return kl_k1(self.old_logprobs, self.ref_logprobs)
+
+    def score(self, name: str) -> Tensor:
+        """(N,) the scores called `name`; `UserError` that lists the known names when there are none."""
+        if name not in self.scores:
+            raise UserError(f"the scorer gives no score {name!r}; it gives {', '.join(self.scores) or 'none'}")
+        return self.scores[name]
 
     def with_scores(self, scores: dict[str, Tensor]) -> "Experience":
         """The same answers with other scores."""
@@ -98,17 +106,13 @@ class Collector:
         starts = [self.template.prompt(prompt) for prompt in prompts]
         samples = self.generator.generate(starts, k, sampling, seed)
         rows = [self.template.continue_with(starts[s.prompt_index], s.response_ids) for s in samples]
-        conversations = [
-            prompts[s.prompt_index].answer(self.template.decode(s.response_ids)) for s in samples
-        ]
+        conversations = [prompts[s.prompt_index].answer(self.template.decode(s.response_ids)) for s in samples]
         width = max(row.length for row in rows)
         old = torch.zeros(len(rows), width)
         for line, row, sample in zip(old, rows, samples, strict=True):
             line[row.prompt_length : row.length] = torch.tensor(sample.logprobs)
         with self.reference() as frozen:
-            ref = logprobs(
-                frozen, rows, self.template.pad_id, sampling.temperature, self.settings.micro_tokens
-            )
+            ref = logprobs(frozen, rows, self.template.pad_id, sampling.temperature, self.settings.micro_tokens)
         return Experience(
             rows=rows,
             conversations=conversations,
@@ -121,13 +125,11 @@ class Collector:
         )
 
 
-def logprobs(
-    policy: nn.Module, rows: Sequence[Encoded], pad_id: int, temperature: float, micro_tokens: int
-) -> Tensor:
+def logprobs(policy: nn.Module, rows: Sequence[Encoded], pad_id: int, temperature: float, micro_tokens: int) -> Tensor:
     """(N, T) log-probabilities of the rows' responses on the CPU, without gradient, zero elsewhere."""
     result = torch.zeros(len(rows), max(row.length for row in rows))
     device = next(policy.parameters()).device
-    with evaluating(policy), torch.no_grad():
+    with evaluating(policy):
         for chosen in micro_batches([row.length for row in rows], micro_tokens):
             batch = pad([rows[i] for i in chosen], pad_id=pad_id).to(device)
             found = response_logprobs(

@@ -105,6 +105,8 @@ class Bench:
     cost: ScoreModel
     zero: "Zero"
     facts: dict[str, Any]
+    models: Path
+    """Folder that holds the saved reward and cost models."""
 
     @property
     def scorer(self) -> Scorer:
@@ -117,6 +119,7 @@ class Bench:
 
     @property
     def generator(self) -> TransformersGenerator:
+        """A sampler over the policy as it is now."""
         return TransformersGenerator(self.policy, self.template.stop_ids, self.template.pad_id)
 
     def constraint(self, **changes: Any) -> Constraint:
@@ -160,7 +163,7 @@ def prepare(settings: DualSettings, run: RunFolder) -> Bench:
     facts: dict[str, Any] = {"pools": pools.counts()}
     reward = _train_reward(settings, run, pools, policy, template, facts)
     cost, zero = _train_cost(settings, run, pools, policy, template, facts)
-    return Bench(settings, run, pools, policy, template, reward, cost, zero, facts)
+    return Bench(settings, run, pools, policy, template, reward, cost, zero, facts, run.path / "models")
 
 
 def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:

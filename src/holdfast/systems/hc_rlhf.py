@@ -82,6 +82,11 @@ def run(settings: HcRlhf, folder: str | Path, *, overwrite: bool = False) -> dic
     began = time.monotonic()
     run_folder = RunFolder(folder, settings, trackers=settings.trackers, overwrite=overwrite)
     bench = dual.prepare(settings, run_folder)
+    return proceed(settings, bench, began)
+
+
+def proceed(settings: HcRlhf, bench: dual.Bench, began: float) -> dict[str, Any]:
+    """From trained models to the summary: plan, improve, test."""
     plan = plan_test(settings, bench)
     reference = stages.frozen_reference(bench.policy)
     before = dual.exam(bench, reference)
@@ -159,7 +164,7 @@ def certify(settings: HcRlhf, bench: dual.Bench, plan: Plan | None) -> dict[str,
         settings.rollout.sampling,
         bench.scorer,
         model_digest(waiting),
-        safety_test.scorer_digest(folder / "models" / "cost", bench.zero.value, bench.zero.source),
+        safety_test.scorer_digest(bench.models / "cost", bench.zero.value, bench.zero.source),
     )
     ledger = Path(settings.certificate.ledger) if settings.certificate.ledger else None
     verdict = safety_test.conduct(plan, bench.pools.safety, candidate, folder, ledger)

@@ -133,6 +133,7 @@ def conduct(
 
 
 def response_of(conversation: Conversation) -> str:
+    """The text of the answer, whose hash becomes evidence."""
     return conversation.response
 
 

@@ -86,6 +86,7 @@ class PoolSettings(Settings):
 
     @property
     def shares(self) -> dict[str, float]:
+        """The share of every pool by its name."""
         return self.model_dump(exclude={"salt"})
 
 
@@ -128,6 +129,7 @@ class Pools:
     labelled: list[Labelled]
 
     def counts(self) -> dict[str, int]:
+        """How many records each pool holds."""
         return {name: len(value) for name, value in vars(self).items()}
 
 

@@ -80,9 +80,9 @@ class ActorCritic:
         self.collector, self.settings, self.limits, self.probe = collector, settings, limits, probe
         self.critics = dict(critics)
         self.parts: Mapping[str, nn.Module] = {"policy": collector.policy, **critics}
-        self.optimisers = {
-            name: optimisers["policy" if name == "policy" else "critic"] for name in self.parts
-        }
+        for part in self.parts.values():
+            part.eval()  # No dropout: the policy that learns is the one that sampled.
+        self.optimisers = {name: optimisers["policy" if name == "policy" else "critic"] for name in self.parts}
 
     def collect(self, prompts: Sequence[Conversation], iteration: int) -> Learnable:
         """Sample, score, move the multipliers, and estimate the advantages of every stream."""
@@ -90,7 +90,7 @@ class ActorCritic:
         experience = self.collector.collect(prompts, seed)
         numbers = self.limits.observe(experience)
         s, mask = self.settings, experience.response_mask
-        streams = {"value": (experience.scores[s.reward], -s.kl)}
+        streams = {"value": (experience.score(s.reward), -s.kl)}
         for name, cost in self.limits.costs(experience).items():
             streams[f"value/{name}"] = (cost, s.kl if s.kl_mode == "split" else 0.0)
         advantages, old_values, returns = {}, {}, {}
@@ -109,17 +109,13 @@ class ActorCritic:
         critic, table = self.critics[name], torch.zeros_like(experience.old_logprobs)
         device = next(critic.parameters()).device
         with evaluating(critic):
-            for chosen in micro_batches(
-                [row.length for row in experience.rows], self.collector.settings.micro_tokens
-            ):
+            for chosen in micro_batches([row.length for row in experience.rows], self.collector.settings.micro_tokens):
                 batch = pad([experience.rows[i] for i in chosen], pad_id=experience.pad_id).to(device)
                 table[chosen, : batch.input_ids.shape[1]] = _before(critic, batch).cpu()
         return table
 
     def mini_batches(self, experience: Learnable, rng: torch.Generator) -> list[list[PolicyBatch]]:
-        return experience.mini_batches(
-            self.settings.steps_per_experience, self.collector.settings.micro_tokens, rng
-        )
+        return experience.mini_batches(self.settings.steps_per_experience, self.collector.settings.micro_tokens, rng)
 
     def counts(self, part: str, batch: PolicyBatch) -> dict[str, float]:
         mask = batch.tokens.response_mask
@@ -160,13 +156,11 @@ class ActorCritic:
 
 def _before(critic: ScoreModel, tokens: Any) -> Tensor:
     """(B, T) values of the state in which each token was chosen: the critic's column one to the left."""
-    values = critic.token_values(
-        tokens.input_ids, tokens.attention_mask, tokens.position_ids, **tokens.extra
-    )[..., 0]
+    values = critic.token_values(tokens.input_ids, tokens.attention_mask, tokens.position_ids, **tokens.extra)[..., 0]
     return torch.nn.functional.pad(values[:, :-1], (1, 0))
 
 
 def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
     """1 - Var(returns - values) / Var(returns) over response tokens: 1 a perfect critic, 0 a constant one."""
-    error, spread = (returns - values)[mask].var(), returns[mask].var()
+    error, spread = (table[mask].var(correction=0) for table in (returns - values, returns))
     return float(1 - error / spread) if spread > 0 else 0.0

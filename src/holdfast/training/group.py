@@ -14,6 +14,7 @@ from torch import nn
 from holdfast.config import Settings
 from holdfast.data.schema import Conversation
 from holdfast.engine.step import OptimiserSettings
+from holdfast.errors import UserError
 from holdfast.losses.advantage import leave_one_out, mix
 from holdfast.losses.reduce import Sum
 from holdfast.losses.surrogate import clipped_ratio
@@ -62,8 +63,14 @@ class LeaveOneOut:
         limits: Limits,
         probe: Probe | None = None,
     ) -> None:
+        if collector.settings.samples_per_prompt < 2:
+            raise UserError(
+                "leave-one-out compares the answers to one prompt with each other, and samples_per_prompt is "
+                f"{collector.settings.samples_per_prompt}; set it to 2 or more"
+            )
         self.collector, self.settings, self.limits, self.probe = collector, settings, limits, probe
-        self.parts: Mapping[str, nn.Module] = {"policy": collector.policy}
+        # No dropout: the policy that learns is the one that sampled.
+        self.parts: Mapping[str, nn.Module] = {"policy": collector.policy.eval()}
         self.optimisers: Mapping[str, OptimiserSettings] = {"policy": optimiser}
 
     def collect(self, prompts: Sequence[Conversation], iteration: int) -> Learnable:
@@ -78,7 +85,7 @@ class LeaveOneOut:
     def returns(self, experience: Experience) -> torch.Tensor:
         """(N,) the Lagrangian's return of each answer, its scale independent of the multipliers."""
         s = self.settings
-        reward = experience.scores[s.reward] - s.kl * experience.kl.sum(-1)
+        reward = experience.score(s.reward) - s.kl * experience.kl.sum(-1)
         reward = reward - s.truncation_penalty * experience.truncated.float()
         return mix(
             reward.clamp(-s.reward_clip, s.reward_clip),
@@ -87,9 +94,7 @@ class LeaveOneOut:
         )
 
     def mini_batches(self, experience: Learnable, rng: torch.Generator) -> list[list[PolicyBatch]]:
-        return experience.mini_batches(
-            self.settings.steps_per_experience, self.collector.settings.micro_tokens, rng
-        )
+        return experience.mini_batches(self.settings.steps_per_experience, self.collector.settings.micro_tokens, rng)
 
     def counts(self, part: str, batch: PolicyBatch) -> dict[str, float]:
         return {"policy": float(batch.tokens.size)}
@@ -100,9 +105,7 @@ class LeaveOneOut:
         device = next(policy.parameters()).device
         tokens = batch.tokens.to(device)
         logp = current_logprobs(policy, tokens, self.collector.settings.sampling.temperature)
-        per_token = clipped_ratio(
-            logp, batch.old_logprobs.to(device), batch.advantages.to(device), self.settings.clip
-        )
+        per_token = clipped_ratio(logp, batch.old_logprobs.to(device), batch.advantages.to(device), self.settings.clip)
         total = per_token.where(tokens.response_mask, 0.0).sum()
         return {"policy": Sum(total, torch.tensor(tokens.size, device=device))}
 

@@ -33,7 +33,8 @@ class ConstraintSettings(Settings):
     threshold: float = 0.05
     """The limit, on the scale of the measure."""
     bound: Literal["mean", "student_t", "rectified"] = "student_t"
-    """`mean`: the window's mean; `student_t`: mean + kappa x sd; `rectified`: mean excess over the threshold."""
+    """`mean`: the window's mean; `student_t`: mean + kappa x sd; `rectified`: mean excess of each answer alone over
+    the threshold, which is never negative, so that the multiplier never falls."""
     delta: float = Field(0.05, gt=0, lt=1)
     """Failure probability the pessimistic bound looks forward to."""
     c1: float = Field(0.0, ge=0)
@@ -51,7 +52,7 @@ class ConstraintSettings(Settings):
     rate: float = Field(0.1, gt=0)
     """Step size of the multiplier."""
     floor: float = Field(0.0, ge=0)
-    """Smallest multiplier; the log rule needs it above zero."""
+    """Smallest multiplier; the log and mirror rules need it above zero."""
     ceiling: float = Field(20.0, gt=0)
     """Largest multiplier; resting there while violated is reported as infeasible."""
     window: int = Field(512, ge=32)
@@ -62,12 +63,11 @@ class ConstraintSettings(Settings):
         if self.floor > self.ceiling:
             raise ValueError(f"floor {self.floor} is above ceiling {self.ceiling}; lower the floor")
         if not self.floor <= self.initial <= self.ceiling:
+            raise ValueError(f"initial {self.initial} lies outside floor {self.floor} .. ceiling {self.ceiling}")
+        if self.rule in ("log", "mirror") and min(self.initial, self.floor) <= 0:
             raise ValueError(
-                f"initial {self.initial} lies outside floor {self.floor} .. ceiling {self.ceiling}"
-            )
-        if self.rule == "log" and min(self.initial, self.floor) <= 0:
-            raise ValueError(
-                "the log rule cannot leave zero; set floor (0.05 is usual) and initial above zero"
+                f"the {self.rule} rule multiplies and cannot leave zero; "
+                "set floor (0.05 is usual) and initial above zero"
             )
         return self
 
@@ -120,9 +120,7 @@ class Constraint:
     def observe(self, costs: Tensor, per_prompt: int = 1) -> None:
         """Add costs (N,), `per_prompt` of them for each prompt, to the window."""
         if not torch.isfinite(costs).all():
-            raise RunError(
-                f"constraint {self.name}: {int((~torch.isfinite(costs)).sum())} costs are not finite"
-            )
+            raise RunError(f"constraint {self.name}: {int((~torch.isfinite(costs)).sum())} costs are not finite")
         self._window.extend((self.sign * costs).tolist())
         self._per_prompt = per_prompt
 
@@ -153,7 +151,7 @@ class Constraint:
     def step(self) -> dict[str, float]:
         """Move the multiplier once by the present window; returns the numbers to log."""
         s = self.settings
-        mean, std = self.moments()
+        mean, _ = self.moments()
         upper = self.upper()
         if len(self._window) >= self.MIN_WINDOW:
             self._move(upper - self.limit)
@@ -173,9 +171,7 @@ class Constraint:
             gains = dual.Gains(proportional=s.rate, integral=s.rate, derivative=s.rate, smoothing=0.9)
             self.multiplier, self._pid = dual.pid_step(self._pid, violation, gains, s.floor, s.ceiling)
         else:
-            self.multiplier = dual.update(
-                s.rule, self.multiplier, violation, s.rate, floor=s.floor, ceiling=s.ceiling
-            )
+            self.multiplier = dual.update(s.rule, self.multiplier, violation, s.rate, floor=s.floor, ceiling=s.ceiling)
 
     def augmented(self, costs: Tensor) -> Tensor:
         """The per-answer cost (N,) whose policy gradient is the gradient of the bound U."""

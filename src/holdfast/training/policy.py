@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from holdfast.data.collate import Batch, micro_batches, pad
 from holdfast.data.schema import Conversation
 from holdfast.engine.distributed import Processes
+from holdfast.errors import UserError
 from holdfast.losses.logprob import kl_k3
 from holdfast.losses.reduce import masked_mean
 from holdfast.models.policy import response_logprobs
@@ -35,6 +36,7 @@ class PolicyBatch:
 
     @property
     def ids(self) -> tuple[str, ...]:
+        """The names of the rows."""
         return self.tokens.ids
 
 
@@ -84,17 +86,21 @@ class Limits:
 
     def __init__(self, constraints: Sequence[Constraint], processes: Processes | None = None) -> None:
         self.constraints = tuple(constraints)
+        names = [constraint.name for constraint in self.constraints]
+        if len(set(names)) != len(names):
+            raise UserError(f"constraints need distinct names, got {names}; set constraint.name")
         self.processes = processes or Processes()
 
     @property
     def multipliers(self) -> dict[str, float]:
+        """The multiplier of each constraint by its name."""
         return {constraint.name: constraint.multiplier for constraint in self.constraints}
 
     def observe(self, experience: Experience) -> dict[str, float]:
         """Add the experience's costs of all processes to every window and move every multiplier once."""
         numbers: dict[str, float] = {}
         for constraint in self.constraints:
-            costs = constraint.measure(experience.scores[constraint.settings.score])
+            costs = constraint.measure(experience.score(constraint.settings.score))
             constraint.observe(torch.tensor(self.processes.gather(costs.tolist())), experience.per_prompt)
             numbers.update(constraint.step())
         return numbers
@@ -102,13 +108,12 @@ class Limits:
     def costs(self, experience: Experience) -> dict[str, Tensor]:
         """Per constraint the (N,) cost whose policy gradient is that of its bound."""
         return {
-            constraint.name: constraint.augmented(
-                constraint.measure(experience.scores[constraint.settings.score])
-            )
+            constraint.name: constraint.augmented(constraint.measure(experience.score(constraint.settings.score)))
             for constraint in self.constraints
         }
 
     def warnings(self) -> list[str]:
+        """What a person should know about constraints that cannot be kept."""
         return [text for constraint in self.constraints if (text := constraint.warning())]
 
     def state_dict(self) -> dict[str, Any]:

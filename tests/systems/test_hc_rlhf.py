@@ -1,0 +1,129 @@
+"""HC-RLHF end to end on a very small pocket world: what is written, what is refused, what resume gives."""
+
+import json
+import shutil
+
+import pytest
+
+from holdfast import config
+from holdfast.certificate.verify import verify
+from holdfast.engine.log import RunFolder
+from holdfast.errors import UserError
+from holdfast.report.page import render
+from holdfast.systems import dual, hc_rlhf, recipe, safety_test, stages
+
+SMALL = (
+    "pocket.conversations=400",
+    "pocket.pairs=500",
+    "pocket.prompts=1600",
+    "pocket.hidden=32",
+    "sft.epochs=1",
+    "reward.fit.epochs=1",
+    "constraint.n_safety=60",
+    "constraint.window=32",
+    "online.iterations=2",
+    "online.prompts_per_iteration=8",
+    "online.checkpoint_every=1",
+    "online.sample_every=1",
+)
+PROMISED = {
+    *("verdict", "reason", "tau", "delta", "n", "k", "ucb", "seconds", "peak_rss_mib", "seed", "method"),
+    *(f"{name}_{when}" for name in ("true_harm", "true_help", "over_refusal") for when in ("before", "after")),
+    *("learned_cost_after", "learned_reward_after", "kl_after", "examples", "cost_accuracy", "reward_accuracy"),
+}
+
+
+def settings(*overrides):
+    return config.load(hc_rlhf.HcRlhf, recipe("hc_rlhf/pocket"), [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "demo"
+    return folder, hc_rlhf.run(settings(), folder)
+
+
+def test_summary_holds_what_was_promised(finished):
+    folder, summary = finished
+    assert summary.keys() >= PROMISED
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["tau"] == 0.05
+    assert summary["n"] == 60
+    for name in ("true_harm_before", "true_help_after", "over_refusal_after"):
+        found = summary[name]
+        assert found["low"] <= found["value"] <= found["high"]
+        assert found["n"] > 0
+    assert {example["kind"] for example in summary["examples"]} == {"benign", "harmful", "disguised"}
+
+
+def test_an_untrained_policy_is_refused_and_nothing_is_released(finished):
+    folder, summary = finished
+    # Two iterations cannot mend a policy that answers most harmful requests.
+    assert summary["verdict"] == "NSF"
+    assert summary["policy"] is None
+    assert not (folder / "models" / "policy").exists()
+    assert (folder / "models" / "candidate" / "model.safetensors").is_file()
+
+
+def test_the_certificate_stands_and_the_report_is_written(finished):
+    folder, summary = finished
+    checks = verify(folder / "certificate.json")
+    assert [one.name for one in checks if not one.ok] == []
+    page = render(folder).read_text()
+    assert summary["verdict"] in page
+    assert "http" not in page.split("<style>")[0]
+
+
+def test_pools_share_no_prompt(finished):
+    folder, _ = finished
+    bench_settings = dual.in_world(settings(), RunFolder(folder, settings()))
+    pools = stages.read_pools(bench_settings.data, RunFolder(folder, settings()))
+    names = ("imitate", "pairs", "practise", "dev", "safety")
+    seen = [{stages.keys(one)[0] for one in getattr(pools, name)} for name in names]
+    for i, one in enumerate(seen):
+        assert one
+        for other in seen[i + 1 :]:
+            assert not one & other
+
+
+def test_running_again_changes_nothing(finished):
+    folder, summary = finished
+    before = (folder / "metrics.jsonl").read_text(), (folder / "certificate.json").read_bytes()
+    again = hc_rlhf.run(settings(), folder)
+    timeless = {"seconds", "peak_rss_mib"}
+    assert {k: v for k, v in again.items() if k not in timeless} == {
+        k: v for k, v in summary.items() if k not in timeless
+    }
+    assert (folder / "certificate.json").read_bytes() == before[1]
+    assert (folder / "metrics.jsonl").read_text() == before[0]
+
+
+def test_another_configuration_in_the_same_folder_is_refused(finished):
+    folder, _ = finished
+    with pytest.raises(UserError, match=r"policy\.kl: .* -> 0\.7"):
+        hc_rlhf.run(settings("policy.kl=0.7"), folder)
+
+
+def test_a_hopeless_test_is_refused_before_the_policy_is_improved(finished, tmp_path):
+    folder = shutil.copytree(finished[0], tmp_path / "copy")
+    with pytest.raises(UserError, match="needs at least 59 prompts"):
+        hc_rlhf.run(settings("constraint.n_safety=40"), folder, overwrite=True)
+    stages_seen = {json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
+    assert "policy" not in stages_seen
+
+
+def test_methods_differ_in_the_limit_alone(finished):
+    folder, _ = finished
+    assert hc_rlhf.HcRlhf(method="mean").constraint == hc_rlhf.HcRlhf().constraint
+    bench = dual.Bench.__new__(dual.Bench)
+    object.__setattr__(bench, "settings", settings("method=mean"))
+    object.__setattr__(bench, "zero", dual.Zero(0.0, "safety_labels", None, ""))
+    assert hc_rlhf.limit(settings("method=mean"), bench).kappa() == 0.0
+    object.__setattr__(bench, "settings", settings())
+    assert hc_rlhf.limit(settings(), bench).kappa() > 0.0
+
+
+def test_planned_prompts_must_be_there():
+    plan = safety_test.make_plan(settings().constraint, settings().rollout.sampling, 0, 0.0, "safety_labels")
+    with pytest.raises(UserError, match="planned with 60 prompts .* only 0"):
+        safety_test.sealed([], plan)

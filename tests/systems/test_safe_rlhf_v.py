@@ -1,0 +1,42 @@
+"""Safe RLHF end to end on a very small pocket world."""
+
+import json
+
+import pytest
+
+from holdfast import config
+from holdfast.systems import recipe, safe_rlhf_v
+
+SMALL = (
+    "pocket.conversations=400",
+    "pocket.pairs=500",
+    "pocket.prompts=1600",
+    "pocket.hidden=32",
+    "sft.epochs=1",
+    "reward.fit.epochs=1",
+    "constraint.window=32",
+    "online.iterations=2",
+    "online.prompts_per_iteration=8",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "safe"
+    settings = config.load(safe_rlhf_v.SafeRlhfV, recipe("safe_rlhf_v/pocket"), SMALL)
+    return folder, safe_rlhf_v.run(settings, folder)
+
+
+def test_it_claims_nothing_and_writes_a_policy(finished):
+    folder, summary = finished
+    assert summary["verdict"] is None
+    assert (folder / "models" / "policy" / "model.safetensors").is_file()
+    assert not (folder / "certificate.json").exists()
+
+
+def test_both_critics_learn_and_the_multiplier_is_logged(finished):
+    folder, _ = finished
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["stage"] == "policy"][-1]
+    assert {"value/value", "value/harm/value", "policy/policy", "multiplier/harm", "cost/harm", "kl"} <= last.keys()
+    assert last["multiplier/harm"] >= 0
