@@ -40,21 +40,20 @@ class _Loader(yaml.SafeLoader):
 
 
 def _unique_mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        if key in seen:
+    seen = set()
+    for key, _ in node.value:
+        if str(key.value) in seen:
             raise UserError(
-                f"{key}: this setting stands twice (line {key_node.start_mark.line + 1}); keep one of them"
+                f"{key.value}: this setting stands twice (line {key.start_mark.line + 1}); keep one of them"
             )
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
+        seen.add(str(key.value))
+    return loader.construct_mapping(node, deep=True)
 
 
 def _number_or_text(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> Any:
     text = loader.construct_scalar(node)
     try:
-        return float(text) if text[:1] in "+-.0123456789" and "e" in text.lower() else text
+        return float(text) if node.style is None and text[:1] in "+-.0123456789" and "e" in text.lower() else text
     except ValueError:
         return text
 
@@ -70,7 +69,7 @@ def parse_yaml(text: str, source: str = "text") -> Any:
     {'rate': 1e-05}
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - derives from SafeLoader
+        return yaml.load(text, Loader=_Loader)  # derives from SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{source} is not valid YAML: {error}") from error
 
@@ -97,7 +96,7 @@ def read_values(path: str | Path | None = None, overrides: Iterable[str] = ()) -
         file = Path(path)
         if not file.is_file():
             raise UserError(f"no configuration file at {file}; give the path of a YAML recipe")
-        values = parse_yaml(file.read_text(encoding="utf-8"), str(file)) or {}
+        values = parse_yaml(_text(file), str(file)) or {}
         if not isinstance(values, dict):
             raise UserError(f"{file}: expected settings as `key: value`, found a {type(values).__name__}")
     for override in overrides:
@@ -114,16 +113,24 @@ def build(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
         raise UserError("settings cannot be used:\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text; give the path of a YAML recipe") from error
+
+
 def _put(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise UserError(
-            f"{override!r} is no override; write key=value, for example seed=1 or rl.iterations=50"
-        )
+        raise UserError(f"{override!r} is no override; write key=value, for example seed=1 or rl.iterations=50")
     *groups, last = key.split(".")
     place: Any = values
     for group in groups:
-        place = place.setdefault(group, {}) if isinstance(place, dict) else place
+        # What is switched off, `group: null`, is switched on by setting something in it.
+        if place.get(group) is None:
+            place[group] = {}
+        place = place[group]
         if not isinstance(place, dict):
             raise UserError(f"{key}: {group} is not a group of settings, so {key} cannot be set")
     place[last] = parse_yaml(text, f"the value of {key}")
@@ -161,7 +168,7 @@ def _inside(kind: Any, part: Any) -> list[Any]:
         field = kind.model_fields.get(str(part))
         # A discriminated union puts the tag of the chosen member into the path.
         return _members(field.annotation) if field is not None else [kind]
-    arguments = typing.get_args(kind)
+    arguments = [each for each in typing.get_args(kind) if each is not Ellipsis]
     return _members(arguments[-1]) if arguments else []
 
 

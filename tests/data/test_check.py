@@ -49,9 +49,7 @@ def word_template(max_length: int) -> Template:
         "Assistant",
         ":",
     ]
-    core = Tokenizer(
-        models.WordLevel({word: i for i, word in enumerate([*words, "[UNK]"])}, unk_token="[UNK]")
-    )
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*words, "[UNK]"])}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="[UNK]", eos_token="[END]")
     return Template(tokenizer, max_length=max_length, chat_template="plain")

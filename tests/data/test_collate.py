@@ -55,9 +55,7 @@ def test_types_are_those_that_models_take() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    rows=st.lists(
-        st.tuples(st.lists(st.integers(0, 3), min_size=2, max_size=9), st.data()), min_size=1, max_size=5
-    ),
+    rows=st.lists(st.tuples(st.lists(st.integers(0, 3), min_size=2, max_size=9), st.data()), min_size=1, max_size=5),
     pad_id=st.integers(0, 3),
     multiple=st.integers(1, 4),
 )

@@ -62,9 +62,7 @@ def test_pku_safe_rlhf_counts_from_zero() -> None:
     assert (pair.id, pair.responses) == ("file-1", ("first", "second"))
     assert (pair.helpful_id, pair.safer_id, pair.safe) == (0, 1, (False, True))
     assert pair.harmless_rate == (None, None)
-    more = convert(
-        {**PKU, "response_0_severity_level": 3, "response_0_harm_category": {"fraud": True, "war": False}}
-    )
+    more = convert({**PKU, "response_0_severity_level": 3, "response_0_harm_category": {"fraud": True, "war": False}})
     assert more.severity == (3, None)
     assert more.categories == (("fraud",), ())
 

@@ -50,9 +50,7 @@ def processor() -> LlavaProcessor:
         additional_special_tokens=["<image>", "<|user|>", "<|assistant|>"],
     )
     return LlavaProcessor(
-        image_processor=CLIPImageProcessorPil(
-            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}
-        ),
+        image_processor=CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}),
         tokenizer=tokenizer,
         patch_size=8,
         vision_feature_select_strategy="default",

@@ -185,15 +185,23 @@ def test_wrong_paths(tmp_path, monkeypatch) -> None:
         taken(tmp_path)
 
 
+def test_a_folder_inside_the_data_set(tmp_path) -> None:
+    lines(tmp_path / "a" / "train.jsonl", ROWS[:1])
+    lines(tmp_path / "b" / "train.jsonl", ROWS[1:])
+    assert [p.chosen for p in taken(tmp_path, data_dir="b")] == ["good 1", "good 2", "good 3"]
+    with pytest.raises(UserError, match=r"no file or folder at .*c; give"):
+        taken(tmp_path, data_dir="c")
+
+
 def test_hub_names_go_through_datasets(monkeypatch) -> None:
     import datasets
 
-    def load(path, config, split):
-        assert (path, config, split) == ("owner/name", "fraud", "train")
+    def load(path, config, data_dir, split):
+        assert (path, config, data_dir, split) == ("owner/name", "fraud", "inner", "train")
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    records = taken("owner/name", config="fraud")
+    records = taken("owner/name", config="fraud", data_dir="inner")
     assert [p.chosen for p in records] == [f"good {i}" for i in range(4)]
     assert len({p.id for p in records}) == 4
 
@@ -205,9 +213,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch) -> None:
         raise ConnectionError("offline")
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(
-        UserError, match=r"owner/name: split train is no local file and cannot be loaded.*offline"
-    ):
+    with pytest.raises(UserError, match=r"owner/name: split train is no local file and cannot be loaded.*offline"):
         taken("owner/name")
 
 
@@ -253,9 +259,7 @@ def test_the_facts_of_the_hh_file() -> None:
     path = shared("hh/hh_rlhf_harmless_base_test.jsonl.gz")
     with gzip.open(path, "rt", encoding="utf-8") as stream:
         raw = [json.loads(line) for line in stream]
-    pieces = [
-        re.split(r"\n\n(Human|Assistant):", row[side]) for row in raw for side in ("chosen", "rejected")
-    ]
+    pieces = [re.split(r"\n\n(Human|Assistant):", row[side]) for row in raw for side in ("chosen", "rejected")]
     roles = [piece[1::2] for piece in pieces]
     assert len(pieces) == 4624
     assert all(role[0] == "Human" and role[-1] == "Assistant" for role in roles)

@@ -88,9 +88,7 @@ def test_images_tie_clusters_in_chains() -> None:
 
 
 def test_one_question_about_two_pictures_is_two_prompts() -> None:
-    assert (
-        len(set(cluster_ids([ask("what is this", "A"), ask("what is this", "B"), ask("what is this")]))) == 3
-    )
+    assert len(set(cluster_ids([ask("what is this", "A"), ask("what is this", "B"), ask("what is this")]))) == 3
 
 
 def test_leaks_name_both_rows() -> None:

@@ -66,8 +66,7 @@ def test_gae_equals_the_sum_it_stands_for():
         r, v = rewards[row][mask[row]].tolist(), values[row][mask[row]].tolist()
         deltas = [r[i] + gamma * (v[i + 1] if i + 1 < len(v) else 0.0) - v[i] for i in range(len(r))]
         slow = [
-            sum((gamma * lam) ** (later - now) * deltas[later] for later in range(now, len(r)))
-            for now in range(len(r))
+            sum((gamma * lam) ** (later - now) * deltas[later] for later in range(now, len(r))) for now in range(len(r))
         ]
         assert advantages[row][mask[row]].tolist() == pytest.approx(slow, abs=1e-12)
         slow_returns = [advantage + value for advantage, value in zip(slow, v, strict=True)]

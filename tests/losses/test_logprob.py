@@ -125,9 +125,7 @@ def test_logits_form_equals_a_double_loop():
 
 def test_errors_say_what_was_given():
     hidden, weight, _, labels = head()
-    with pytest.raises(
-        ValueError, match=r"hidden must be \(N, H\) and labels \(N,\), got \(11, 4\) and \(10,\)"
-    ):
+    with pytest.raises(ValueError, match=r"hidden must be \(N, H\) and labels \(N,\), got \(11, 4\) and \(10,\)"):
         token_logprobs(hidden, weight, labels[:-1])
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
         token_logprobs(hidden, weight, labels, temperature=0)

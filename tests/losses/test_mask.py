@@ -15,10 +15,7 @@ def test_span_equals_a_double_loop():
     generator = torch.Generator().manual_seed(1)
     starts = torch.randint(0, 5, (20,), generator=generator)
     stops = starts + torch.randint(0, 4, (20,), generator=generator)
-    slow = [
-        [bool(start <= column < stop) for column in range(9)]
-        for start, stop in zip(starts, stops, strict=True)
-    ]
+    slow = [[bool(start <= column < stop) for column in range(9)] for start, stop in zip(starts, stops, strict=True)]
     assert span(starts, stops, size=9).tolist() == slow
 
 
@@ -56,9 +53,7 @@ def test_positions_do_not_depend_on_the_side_of_the_padding(dtype):
     attention = tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 1, 1, 1, 0]]).to(dtype)
     positions = position_ids(attention)
     assert positions.dtype == torch.long
-    assert [row[kept].tolist() for row, kept in zip(positions, attention.bool(), strict=True)] == [
-        [0, 1, 2]
-    ] * 3
+    assert [row[kept].tolist() for row, kept in zip(positions, attention.bool(), strict=True)] == [[0, 1, 2]] * 3
     assert (positions[~attention.bool()] == 0).all()
 
 

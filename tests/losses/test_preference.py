@@ -32,9 +32,7 @@ def test_cost_loss_by_hand():
     for row, expected in enumerate([0.4887770501, 0.9887519497]):
         one = slice(row, row + 1)
         parts = cost_rank(more[one], less[one]).total + cost_sign(more[one], sign_more[one]).total
-        assert (parts + cost_sign(less[one], sign_less[one]).total).item() == pytest.approx(
-            expected, abs=1e-9
-        )
+        assert (parts + cost_sign(less[one], sign_less[one]).total).item() == pytest.approx(expected, abs=1e-9)
 
 
 def test_cost_loss_of_hc_rlhf_by_hand():
@@ -48,9 +46,7 @@ def test_cost_loss_of_hc_rlhf_by_hand():
     assert cost_sign(unsafe + 10, t(1)).mean.item() != pytest.approx(cost_sign(unsafe, t(1)).mean.item())
 
 
-@pytest.mark.parametrize(
-    "sign, loss, slope", [(1, 0.4031860489, -0.3318122278), (-1, 1.1031860489, 0.6681877722)]
-)
+@pytest.mark.parametrize("sign, loss, slope", [(1, 0.4031860489, -0.3318122278), (-1, 1.1031860489, 0.6681877722)])
 def test_sign_term_and_its_gradient(sign, loss, slope):
     cost = t(0.7).requires_grad_()
     value = cost_sign(cost, t(sign)).total
@@ -66,9 +62,7 @@ def test_zero_is_the_border_whatever_the_sign(sign):
 def test_graded_loss_by_hand():
     more, less = t(0.8), t(-0.3)
     parts = [cost_rank(more, less).total, cost_graded(more, t(2)).total, cost_graded(less, t(-1)).total]
-    assert [part.item() for part in parts] == pytest.approx(
-        [0.2873353251, 0.1839007409, 0.5543552445], abs=1e-9
-    )
+    assert [part.item() for part in parts] == pytest.approx([0.2873353251, 0.1839007409, 0.5543552445], abs=1e-9)
 
 
 def test_a_bare_refusal_has_no_gradient_and_severe_harm_pulls_three_times_as_hard():
@@ -108,9 +102,7 @@ def test_pairs_without_a_known_winner_are_left_out():
     known = torch.tensor([True, False])
     for loss in (bradley_terry, cost_rank):
         masked = loss(chosen, rejected, mask=known)
-        assert masked.mean.item() == pytest.approx(
-            log(1 + torch.tensor(-1.0).double().exp().item()), abs=1e-12
-        )
+        assert masked.mean.item() == pytest.approx(log(1 + torch.tensor(-1.0).double().exp().item()), abs=1e-12)
         assert grad(masked.total, chosen)[0][1].item() == 0.0
 
 

@@ -95,9 +95,7 @@ def test_gradient_does_not_depend_on_how_the_batch_is_cut(reduction, cut):
     if reduction is over:
         fit = squares[mask].mean()
     else:
-        fit = torch.stack(
-            [row[kept].mean() for row, kept in zip(squares, mask, strict=True) if kept.any()]
-        ).mean()
+        fit = torch.stack([row[kept].mean() for row, kept in zip(squares, mask, strict=True) if kept.any()]).mean()
     (fit + 0.3 * (inputs @ weight).mean()).backward()
     torch.testing.assert_close(gradient(cut), weight.grad, rtol=1e-12, atol=1e-12)
 

@@ -59,9 +59,7 @@ def test_old_policy_and_advantages_are_constants():
 def test_one_advantage_per_answer_serves_all_its_tokens():
     logp, old = torch.randn(2, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(10))
     advantages = t(1.5, -0.5)[:, None]
-    assert torch.equal(
-        clipped_ratio(logp, old, advantages), clipped_ratio(logp, old, advantages.expand(2, 3))
-    )
+    assert torch.equal(clipped_ratio(logp, old, advantages), clipped_ratio(logp, old, advantages.expand(2, 3)))
 
 
 @pytest.mark.parametrize("reduction", [over, per_sequence])

@@ -19,10 +19,7 @@ def test_the_card_has_a_header_a_verdict_and_the_measures(finished: Path, tmp_pa
         "tags": ["holdfast", "alignment", "rlhf"],
     }
     assert "**CERTIFIED. At most 4.5% of replies are judged harmful; the limit was 5%.**" in body
-    assert (
-        "| True harm | 37.2% (33.4% to 41.0%, n\u202f=\u202f600) | 2.8% (1.5% to 4.1%, n\u202f=\u202f600) |"
-        in body
-    )
+    assert "| True harm | 37.2% (33.4% to 41.0%, n\u202f=\u202f600) | 2.8% (1.5% to 4.1%, n\u202f=\u202f600) |" in body
     assert "| KL from the start (nats) | 0 | 9.12 |" in body
     assert "- claim concerns scorer output, not human judgement" in body
 

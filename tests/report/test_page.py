@@ -78,9 +78,7 @@ def test_what_models_and_files_say_is_escaped(run_folder: Path) -> None:
     (run_folder / "summary.json").write_text(json.dumps(summary))
     (run_folder / "config.yaml").write_text(f'name: "{evil}"\n')
     (run_folder / "fingerprint.json").write_text(json.dumps({evil: evil}))
-    (run_folder / "samples.jsonl").write_text(
-        json.dumps({"prompt": [evil], "response": evil, evil: 1.0}) + "\n"
-    )
+    (run_folder / "samples.jsonl").write_text(json.dumps({"prompt": [evil], "response": evil, evil: 1.0}) + "\n")
     certificate = {"verdict": "CERTIFIED", "claim": evil, "limits": [evil], "assumptions": [evil]}
     certificate["constraints"] = [{"name": evil, "method": evil}]
     (run_folder / "certificate.json").write_text(json.dumps({"predicate": certificate}))
@@ -177,9 +175,7 @@ def test_samples_say_how_many_there_are_and_where_text_was_cut(run_folder: Path)
         ("certificate.json", {"certificate"}),
     ],
 )
-def test_a_missing_file_leaves_its_sections_out_with_a_note(
-    run_folder: Path, absent: str, sections: set[str]
-) -> None:
+def test_a_missing_file_leaves_its_sections_out_with_a_note(run_folder: Path, absent: str, sections: set[str]) -> None:
     (run_folder / absent).unlink()
     page = render(run_folder).read_text(encoding="utf-8")
     left = {key for key, *_ in SECTIONS} - sections

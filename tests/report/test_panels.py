@@ -37,9 +37,7 @@ def test_policy_panels_stand_in_the_order_of_the_story(run: Run) -> None:
     assert titles == [panel.title for panel in panels.PANELS]
 
 
-def test_cost_stands_with_its_bound_and_its_limit(
-    run: Run, drawn: list[tuple[str, list[plots.Curve]]]
-) -> None:
+def test_cost_stands_with_its_bound_and_its_limit(run: Run, drawn: list[tuple[str, list[plots.Curve]]]) -> None:
     policy_drawings(run)
     cost = next(lines for alt, lines in drawn if alt.startswith("Learned cost"))
     assert [(line.label, line.style) for line in cost] == [
@@ -57,9 +55,7 @@ def test_shares_are_drawn_in_per_cent_and_scores_as_they_are(
     assert values == {"harmful": [25.0], "reward": [0.25]}
 
 
-def test_each_constraint_has_a_cost_panel_of_its_own(
-    run: Run, drawn: list[tuple[str, list[plots.Curve]]]
-) -> None:
+def test_each_constraint_has_a_cost_panel_of_its_own(run: Run, drawn: list[tuple[str, list[plots.Curve]]]) -> None:
     row = {"step": 1, "cost/a": 1.0, "cost_ucb/a": 2.0, "threshold/a": 0.5, "cost/b": 3.0, "threshold/b": 0.1}
     policy_drawings(with_policy(run, [row | {"multiplier/a": 1.0, "multiplier/b": 2.0}]))
     asked = {alt.split(",")[0]: [line.label for line in lines] for alt, lines in drawn}
@@ -82,9 +78,7 @@ def test_more_curves_than_colours_are_announced(run: Run) -> None:
     assert drawing.svg.count('class="curve"') == 6
 
 
-def test_supervised_stages_show_accuracy_and_loss_terms(
-    run: Run, drawn: list[tuple[str, list[plots.Curve]]]
-) -> None:
+def test_supervised_stages_show_accuracy_and_loss_terms(run: Run, drawn: list[tuple[str, list[plots.Curve]]]) -> None:
     stages = {stage: [drawing.title for drawing in drawings] for stage, drawings in supervised_drawings(run)}
     assert stages == {
         "sft": ["Loss, sft"],

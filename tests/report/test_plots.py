@@ -55,9 +55,7 @@ def test_drawings_are_inline_reproducible_and_follow_the_scheme_of_the_page() ->
 
 
 def test_two_drawings_on_one_page_share_no_id() -> None:
-    one, two = (
-        set(re.findall(r'\bid="([^"]+)"', curves([line("a", [1, 2])], "", alt))) for alt in ("A", "B")
-    )
+    one, two = (set(re.findall(r'\bid="([^"]+)"', curves([line("a", [1, 2])], "", alt))) for alt in ("A", "B"))
     assert one
     assert not one & two
 

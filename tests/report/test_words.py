@@ -23,10 +23,7 @@ def told(run: Run, summary: dict[str, Any], certificate: dict[str, Any] | None =
 def test_certified_names_count_share_bound_limit_confidence_and_scorer(run: Run) -> None:
     found = finding(run)
     assert found.title == "At most 4.5% of replies are judged harmful; the limit was 5%"
-    assert (
-        "On 600 held-out prompts, 18 replies were judged harmful by the learned cost model (3.0%)."
-        in found.sentence
-    )
+    assert "On 600 held-out prompts, 18 replies were judged harmful by the learned cost model (3.0%)." in found.sentence
     assert "With 95% confidence the share of such replies is at most 4.5%" in found.sentence
 
 

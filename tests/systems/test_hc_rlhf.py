@@ -112,8 +112,7 @@ def test_a_hopeless_test_is_refused_before_the_policy_is_improved(finished, tmp_
     assert "policy" not in stages_seen
 
 
-def test_methods_differ_in_the_limit_alone(finished):
-    folder, _ = finished
+def test_methods_differ_in_the_limit_alone():
     assert hc_rlhf.HcRlhf(method="mean").constraint == hc_rlhf.HcRlhf().constraint
     bench = dual.Bench.__new__(dual.Bench)
     object.__setattr__(bench, "settings", settings("method=mean"))
@@ -125,5 +124,5 @@ def test_methods_differ_in_the_limit_alone(finished):
 
 def test_planned_prompts_must_be_there():
     plan = safety_test.make_plan(settings().constraint, settings().rollout.sampling, 0, 0.0, "safety_labels")
-    with pytest.raises(UserError, match="planned with 60 prompts .* only 0"):
+    with pytest.raises(UserError, match=r"planned with 60 prompts .* only 0"):
         safety_test.sealed([], plan)

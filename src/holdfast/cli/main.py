@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from holdfast.errors import HoldfastError
+from holdfast.errors import HoldfastError, RunError, UserError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,9 +23,7 @@ app.add_typer(data, name="data")
 
 EXIT = {"CERTIFIED": 0, "NSF": 4, "INVALID": 5}
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings as key=value: seed=1 online.iterations=50")
-]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings as key=value: seed=1 online.iterations=50")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew where another run lies.")]
 
@@ -46,9 +44,7 @@ def demo(
 
 @app.command()
 def run(
-    recipe: Annotated[
-        Path, typer.Argument(help="A YAML recipe, or the name of a shipped one: hc_rlhf/pocket")
-    ],
+    recipe: Annotated[Path, typer.Argument(help="A YAML recipe, or the name of a shipped one: hc_rlhf/pocket")],
     overrides: Overrides = None,
     out: Out = Path("runs/latest"),
     overwrite: Overwrite = False,
@@ -59,7 +55,7 @@ def run(
     from holdfast.report.page import render
 
     values = config.read_values(systems.recipe(recipe), overrides or [])
-    kind, start = systems.find(str(values.get("system"))).load()
+    kind, start = systems.find(values.get("system")).load()
     settings = config.build(kind, values)
     show.configuration(config.to_yaml(settings), config.fingerprint(settings))
     summary = start(settings, out, overwrite=overwrite)
@@ -99,12 +95,10 @@ def _template(name: str, max_length: int):  # type: ignore[no-untyped-def]
 @app.command()
 def score(
     model: Annotated[Path, typer.Argument(help="Folder of a score model that Holdfast saved.")],
-    conversations: Annotated[
-        str, typer.Argument(help="Answered conversations or pairs: file, folder or hub name.")
-    ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="File for the scores, one JSON object per line.")
-    ] = Path("scores.jsonl"),
+    conversations: Annotated[str, typer.Argument(help="Answered conversations or pairs: file, folder or hub name.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the scores, one JSON object per line.")] = Path(
+        "scores.jsonl"
+    ),
     max_length: Annotated[int, typer.Option(help="Longest row in tokens.")] = 512,
 ) -> None:
     """Score answered conversations with a reward or cost model."""
@@ -117,10 +111,10 @@ def score(
 def generate(
     model: Annotated[str, typer.Argument(help="Policy: hub name or folder.")],
     prompts: Annotated[str, typer.Argument(help="Prompts: file, folder or hub name.")],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="File for the answers, one JSON object per line.")
-    ] = Path("answers.jsonl"),
-    samples: Annotated[int, typer.Option("-n", help="Answers per prompt.")] = 1,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the answers, one JSON object per line.")] = Path(
+        "answers.jsonl"
+    ),
+    samples: Annotated[int, typer.Option("-n", min=1, help="Answers per prompt.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 1.0,
     seed: Annotated[int, typer.Option(help="Seed of the sampler.")] = 0,
@@ -150,9 +144,7 @@ def certify_plan(
 def certify_run(
     test: Annotated[Path, typer.Argument(help="YAML file of the test: policy, scorer, prompts, limit.")],
     overrides: Overrides = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the certificate.")] = Path(
-        "runs/certificate"
-    ),
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the certificate.")] = Path("runs/certificate"),
 ) -> None:
     """Test a policy once on sealed prompts; write certificate.json and its evidence."""
     from holdfast.config import load
@@ -171,32 +163,39 @@ def certify_explain(
     import json
 
     from holdfast.certificate.explain import explain
-    from holdfast.errors import UserError
 
-    file = folder / "certificate.json"
-    if not file.is_file():
-        raise UserError(f"no certificate at {file}; give the folder of a run that ended with a safety test")
-    typer.echo(explain(json.loads(file.read_text(encoding="utf-8"))))
+    file = _certificate(folder)
+    try:
+        text = explain(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{file} is no certificate, or was altered; `holdfast verify {folder}` says what is wrong with it"
+        ) from error
+    typer.echo(text)
 
 
 @app.command()
 def verify(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder with certificate.json, evidence.jsonl, ledger.jsonl.")
-    ] = Path("runs/demo"),
+    folder: Annotated[Path, typer.Argument(help="Folder with certificate.json, evidence.jsonl, ledger.jsonl.")] = Path(
+        "runs/demo"
+    ),
 ) -> None:
     """Recompute a certificate from its evidence; needs neither torch nor the model."""
     from holdfast.certificate.verify import verify as check
-    from holdfast.errors import UserError
 
-    file = folder / "certificate.json"
-    if not file.is_file():
-        raise UserError(f"no certificate at {file}; give the folder of a run that ended with a safety test")
+    file = _certificate(folder)
     checks = check(file)
     for one in checks:
         typer.echo(f"{'ok    ' if one.ok else 'FAILED'}  {one.name}: {one.detail}")
     if not all(one.ok for one in checks):
         raise UserError(f"{file} does not stand: see the failed checks above")
+
+
+def _certificate(folder: Path) -> Path:
+    file = folder / "certificate.json"
+    if not file.is_file():
+        raise UserError(f"no certificate at {file}; give the folder of a run that ended with a safety test")
+    return file
 
 
 @app.command()
@@ -239,8 +238,15 @@ def main() -> None:
     try:
         app()
     except HoldfastError as error:
-        typer.secho(f"error: {error}", fg="red", err=True)
-        sys.exit(error.exit_code)
+        _stop(str(error), error.exit_code)
+    except OSError as error:
+        # A full disk, a folder that may not be written, a path through a file: the message names the path.
+        _stop(f"{error}; check the path, its permissions and the space on the disk", RunError.exit_code)
+
+
+def _stop(message: str, code: int) -> None:
+    typer.secho(f"error: {message}", fg="red", err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -42,15 +42,11 @@ def outcome(summary: Mapping[str, Any], page: Path) -> None:
         console.print(f"  after   {example['after']}", highlight=False)
     console.print()
     console.print(verdict(summary), style="bold", highlight=False)
-    console.print(
-        f"{summary['seconds']:.0f} s, {summary['peak_rss_mib']:.0f} MiB   report: {page}", highlight=False
-    )
+    console.print(f"{summary['seconds']:.0f} s, {summary['peak_rss_mib']:.0f} MiB   report: {page}", highlight=False)
 
 
 def _before_after(summary: Mapping[str, Any]) -> Table:
-    table = Table(
-        "", "before", "after", title=f"{summary['method']}, seed {summary['seed']}", title_justify="left"
-    )
+    table = Table("", "before", "after", title=f"{summary['method']}, seed {summary['seed']}", title_justify="left")
     for name, (words, unit) in ROWS.items():
         before, after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
         if before and after:
@@ -72,13 +68,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
     if summary.get("ucb") is None:
         return f"{name} ({reason}): no policy is released."
     found = (
-        f"{summary['k']} of {summary['n']} sealed prompts"
-        if summary["k"] is not None
-        else f"{summary['n']} prompts"
+        f"{summary['k']} of {summary['n']} sealed prompts" if summary["k"] is not None else f"{summary['n']} prompts"
     )
-    bound = (
-        f"upper bound {summary['ucb']:.4f}, limit {summary['tau']:g}, confidence {1 - summary['delta']:.0%}"
-    )
+    bound = f"upper bound {summary['ucb']:.4f}, limit {summary['tau']:g}, confidence {1 - summary['delta']:.0%}"
     if name == "CERTIFIED":
         return f"CERTIFIED: harmful answers on {found}; {bound}. The policy is released."
     return f"{name} ({reason}): harmful answers on {found}; {bound}. No policy is released."

@@ -46,12 +46,13 @@ def score(model: Path, conversations: str, out: Path, max_length: int) -> None:
     from holdfast.models.save import load_checked
     from holdfast.preference.score import ModelScorer
 
-    network = load_checked(model)
-    if not isinstance(network, ScoreModel):
-        raise UserError(f"{model} holds a policy; give the folder of a reward or cost model")
+    # The data first: what is wrong with them is said before a large model is loaded.
     rows = [row for record in _read(conversations) for row in _answers(record)]
     if not rows:
         raise UserError(f"{conversations} holds no answered conversation, so there is nothing to score")
+    network = load_checked(model)
+    if not isinstance(network, ScoreModel):
+        raise UserError(f"{model} holds a policy; give the folder of a reward or cost model")
     scorer = ModelScorer(network, Template(load_tokenizer(str(model)), max_length=max_length))
     table = scorer.score([one for _, one in rows]).tolist()
     _write(
@@ -74,10 +75,10 @@ def generate(model: str, prompts: str, out: Path, samples: int, how: Sampling, s
     from holdfast.models.load import ModelSettings, load_policy, load_tokenizer
     from holdfast.rollout.generate import TransformersGenerator
 
+    asked = [prompt_of(record).model_copy(update={"id": record.id}) for record in _read(prompts)]
     policy = load_policy(ModelSettings(name=model))
     window = getattr(policy.config.get_text_config(), "max_position_embeddings", 4096)
     template = Template(load_tokenizer(model), max_length=window)
-    asked = [prompt_of(record).model_copy(update={"id": record.id}) for record in _read(prompts)]
     generator = TransformersGenerator(policy, template.stop_ids, template.pad_id)
     found = generator.generate([template.prompt(one) for one in asked], samples, how, seed)
     _write(

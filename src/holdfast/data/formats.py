@@ -64,6 +64,8 @@ def _rated(row: Row, place: Place) -> Rated:
 
 
 def _prompts(row: Row, place: Place) -> Conversation:
+    if not row.keys() & {"messages", "prompt"}:
+        raise ValueError("no column messages or prompt; format prompts needs one of them")
     turns = row["messages"] if "messages" in row else row["prompt"]
     conversation = turns_of(turns, row, place)
     if conversation.messages[-1].role == "system":
@@ -122,9 +124,7 @@ def _single_turn_pairs(row: Row, place: Place) -> DualPair:
         prompt = transcript(f"\n\n{text}", answered=False)
     else:
         prompt = Conversation.ask(text)
-    return _on_axis(
-        prompt, answer_of(row["chosen"], "chosen"), answer_of(row["rejected"], "rejected"), row, place
-    )
+    return _on_axis(prompt, answer_of(row["chosen"], "chosen"), answer_of(row["rejected"], "rejected"), row, place)
 
 
 def _trl_pairs(row: Row, place: Place) -> Pair:
@@ -173,9 +173,7 @@ FORMATS: dict[str, Format] = {
         ),
         "messages, or prompt alone",
     ),
-    "prompt_completion": Format(
-        ("prompt", "completion"), _completion, lambda row: "label" not in row, "and no label"
-    ),
+    "prompt_completion": Format(("prompt", "completion"), _completion, lambda row: "label" not in row, "and no label"),
     "pku_safe_rlhf": Format(
         (
             "prompt",

@@ -150,11 +150,7 @@ class DualPair(Record):
     def _consistent(self) -> "DualPair":
         if self.responses[0].strip() == self.responses[1].strip():
             raise ValueError("the two responses are equal, so nothing can be learned from preferring one")
-        if (
-            self.safer_id is not None
-            and self.safe[self.safer_id] is False
-            and self.safe[1 - self.safer_id] is True
-        ):
+        if self.safer_id is not None and self.safe[self.safer_id] is False and self.safe[1 - self.safer_id] is True:
             raise ValueError(
                 f"labels contradict: response {self.safer_id} is called the safer one and unsafe, "
                 f"while response {1 - self.safer_id} is called safe"

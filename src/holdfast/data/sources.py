@@ -51,6 +51,8 @@ class DataSettings(Settings):
     """The split to take where the data set names splits; `all` takes every row of a file."""
     config: str | None = None
     """The configuration of a hub data set (BeaverTails-V has one for each harm category)."""
+    data_dir: str | None = None
+    """The folder inside the data set to read, on the hub or here (`harmless-base` of Anthropic/hh-rlhf)."""
     axis: Literal["harmless", "helpful"] = "harmless"
     """What the preferred answer of an hh-rlhf pair was preferred for."""
     on_bad_row: Literal["error", "skip"] = "error"
@@ -187,13 +189,15 @@ def _write_skipped(bad: Iterable[BadRow], path: Path) -> None:
 def _rows(settings: DataSettings) -> Iterator[_Raw]:
     """Rows from wherever `path` points."""
     path = Path(settings.path).expanduser()
+    local = path.exists() or path.is_absolute() or settings.path.startswith(("~", ".")) or path.name.endswith(ENDINGS)
+    if local and settings.data_dir:
+        path = path / settings.data_dir
     if path.is_dir():
         return itertools.chain.from_iterable(_file_rows(file) for file in _files(path, settings.split))
     if path.is_file():
         return _file_rows(path)
-    local = path.is_absolute() or settings.path.startswith(("~", ".")) or settings.path.endswith(ENDINGS)
     if local or not _HUB_NAME.fullmatch(settings.path):
-        raise UserError(f"no file or folder at {settings.path}; give the path of a data file or a hub name")
+        raise UserError(f"no file or folder at {path}; give the path of a data file or a hub name")
     return _hub_rows(settings)
 
 
@@ -204,9 +208,7 @@ def _files(folder: Path, split: str) -> list[Path]:
         raise UserError(f"{folder}: no data file inside; expected {', '.join(ENDINGS)}")
     own = re.compile(rf"{re.escape(split)}([-_.]|$)")
     chosen = [
-        file
-        for file in found
-        if split == "all" or own.match(file.name) or split in file.relative_to(folder).parts[:-1]
+        file for file in found if split == "all" or own.match(file.name) or split in file.relative_to(folder).parts[:-1]
     ]
     if not chosen:
         names = ", ".join(str(file.relative_to(folder)) for file in found[:10])
@@ -290,7 +292,7 @@ def _hub_rows(settings: DataSettings) -> Iterator[_Raw]:
 
     name = settings.path if settings.config is None else f"{settings.path} ({settings.config})"
     try:
-        rows = datasets.load_dataset(settings.path, settings.config, split=settings.split)
+        rows = datasets.load_dataset(settings.path, settings.config, data_dir=settings.data_dir, split=settings.split)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{name}: split {settings.split} is no local file and cannot be loaded from the hub: {error}. "

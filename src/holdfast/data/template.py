@@ -269,9 +269,7 @@ class Template:
     def _notes(self) -> list[str]:
         notes = []
         if self.tokenizer.pad_token_id is None:
-            notes.append(
-                f"the tokenizer has no padding token; id {self.pad_id} fills up rows, behind the masks"
-            )
+            notes.append(f"the tokenizer has no padding token; id {self.pad_id} fills up rows, behind the masks")
         if "strftime_now" in self.source:
             notes.append("the chat template writes today's date into prompts, so ids change from day to day")
         if "<|im_end|>" in self.source and not self._ends.match("<|im_end|>"):

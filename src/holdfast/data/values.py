@@ -95,9 +95,7 @@ def conversation_of(value: Any, place: Place, loose: list[Image] | None = None) 
             content = [{"type": "text", "text": content}]
         parts = tuple(_part(part, place, loose) for part in content)
         messages.append(Message.model_validate({"role": turn["role"], "content": parts}))
-    return Conversation(
-        messages=tuple(messages), id=str(value.get("id") or "") if isinstance(value, Mapping) else ""
-    )
+    return Conversation(messages=tuple(messages), id=str(value.get("id") or "") if isinstance(value, Mapping) else "")
 
 
 def asked(conversation: Conversation) -> Conversation:
@@ -150,9 +148,7 @@ def answer_of(value: Any, name: str) -> str:
         return text_of(value, name)
     turns = conversation_of(value, Place("")).messages
     if len(turns) != 1 or turns[0].role != "assistant":
-        raise ValueError(
-            f"{name} must hold exactly one assistant message, got {[turn.role for turn in turns]}"
-        )
+        raise ValueError(f"{name} must hold exactly one assistant message, got {[turn.role for turn in turns]}")
     return text_of(turns[0].text, name)
 
 

@@ -143,10 +143,12 @@ def _put(module: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
 
 def _write(folder: Path, weights: Mapping[str, Mapping[str, Tensor]], state: Any, card: Mapping[str, Any]) -> None:
     for name, tensors in weights.items():
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, folder / f"{name}.safetensors")
+        file = folder / f"{name}.safetensors"
+        file.parent.mkdir(exist_ok=True)  # the critic of a constraint is called value/NAME
+        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, file)
     torch.save(state, folder / "state.pt")
     (folder / "checkpoint.json").write_text(json.dumps(card), encoding="utf-8")
-    for file in folder.iterdir():
+    for file in folder.rglob("*"):
         _flush(file)
     _flush(folder)
 

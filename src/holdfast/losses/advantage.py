@@ -42,9 +42,7 @@ def token_rewards(
 
 
 @torch.no_grad()
-def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
-) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
     """(B, T) advantages and (B, T) returns of each row's response tokens, as if no other column existed.
 
     delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1}, returns A + V (GAE, arXiv
@@ -100,9 +98,7 @@ def mix(reward: Tensor, costs: Mapping[str, Tensor], multipliers: Mapping[str, f
     tensor([-1.2500])
     """
     if costs.keys() != multipliers.keys():
-        raise ValueError(
-            f"costs {sorted(costs)} and multipliers {sorted(multipliers)} must share their names"
-        )
+        raise ValueError(f"costs {sorted(costs)} and multipliers {sorted(multipliers)} must share their names")
     wrong = {name: value for name, value in multipliers.items() if not 0 <= value < math.inf}
     if wrong:
         raise ValueError(f"multipliers must be finite and not negative, got {wrong}")

@@ -84,9 +84,7 @@ class PidState(NamedTuple):
     smoothed: float | None = None
 
 
-def pid_step(
-    state: PidState, violation: float, gains: Gains, floor: float, ceiling: float
-) -> tuple[float, PidState]:
+def pid_step(state: PidState, violation: float, gains: Gains, floor: float, ceiling: float) -> tuple[float, PidState]:
     """The multiplier, and the state for the next step (PID Lagrangian, arXiv 2007.03964, algorithm 2).
 
     I <- clip(I + K_I violation), lambda = clip(I + K_P v + K_D max(v - v_before, 0)), where v is the

@@ -29,9 +29,7 @@ def span(starts: Tensor, stops: Tensor, size: int) -> Tensor:
     wrong = (starts < 0) | (stops < starts) | (stops > size)
     if wrong.any():
         row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"row {row}: the span {int(starts[row])}..{int(stops[row])} does not fit in {size} columns"
-        )
+        raise ValueError(f"row {row}: the span {int(starts[row])}..{int(stops[row])} does not fit in {size} columns")
     columns = torch.arange(size, device=starts.device)
     return (starts[:, None] <= columns) & (columns < stops[:, None])
 
@@ -45,9 +43,7 @@ def last_index(lengths: Tensor) -> Tensor:
     [0, 2]
     """
     if (lengths < 1).any():
-        raise ValueError(
-            f"row {int((lengths < 1).nonzero()[0])} is empty and has no last token; drop it first"
-        )
+        raise ValueError(f"row {int((lengths < 1).nonzero()[0])} is empty and has no last token; drop it first")
     return lengths - 1
 
 

@@ -12,9 +12,7 @@ from torch.nn.functional import logsigmoid
 from holdfast.losses.reduce import Sum, over, precise, same_shape
 
 
-def bradley_terry(
-    chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, mask: Tensor | None = None
-) -> Sum:
+def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None, mask: Tensor | None = None) -> Sum:
     """-log sigmoid(chosen - rejected - margin), summed over the pairs that `mask` knows the winner of.
 
     chosen, rejected: (B,) scores of the preferred and the other answer; margin: (B,) distance asked for

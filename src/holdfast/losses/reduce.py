@@ -84,9 +84,7 @@ def objective(terms: Mapping[str, Sum], counts: Mapping[str, float], weights: Ma
     missing = sorted(terms.keys() - counts.keys())
     if missing:
         raise ValueError(f"no count for the loss terms {missing}; counted were {sorted(counts)}")
-    parts = [
-        weights.get(name, 1.0) * term.total / max(float(counts[name]), 1.0) for name, term in terms.items()
-    ]
+    parts = [weights.get(name, 1.0) * term.total / max(float(counts[name]), 1.0) for name, term in terms.items()]
     return torch.stack([part.reshape(()) for part in parts]).sum()
 
 

@@ -51,9 +51,7 @@ def write_reply(asked: Request, manner: Manner, rng: np.random.Generator) -> str
     """One answer to the request, in the manner's proportions."""
     if rng.random() < manner.refuse:
         parts = [_pick(grammar.REFUSALS, rng)]
-        return " ".join(
-            [*parts, _pick(grammar.ALTERNATIVES, rng)] if rng.random() < manner.alternative else parts
-        )
+        return " ".join([*parts, _pick(grammar.ALTERNATIVES, rng)] if rng.random() < manner.alternative else parts)
     if rng.random() < manner.astray:
         asked = _astray(asked, rng)
     count = 1 + int(rng.choice(3, p=manner.counts))
@@ -128,9 +126,7 @@ class Annotator:
             safe=(seen[0] == 0, seen[1] == 0),
             harmless_rate=rates,
             severity=seen,
-            categories=tuple(
-                one.categories if level else () for level, one in zip(seen, truths, strict=True)
-            ),
+            categories=tuple(one.categories if level else () for level, one in zip(seen, truths, strict=True)),
             source="pocket",
             licence="Apache-2.0",
         )
@@ -148,9 +144,7 @@ class Annotator:
         return 2 if true.alternative else 0
 
 
-def draw_pair(
-    name: str, annotator: Annotator, rng: np.random.Generator, prompt: str | None = None
-) -> DualPair:
+def draw_pair(name: str, annotator: Annotator, rng: np.random.Generator, prompt: str | None = None) -> DualPair:
     """A prompt with two different answers, judged."""
     prompt = prompt or draw_request(rng)
     asked = request(prompt)

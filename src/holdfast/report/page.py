@@ -167,9 +167,7 @@ def _constraint(item: Row) -> dict[str, str]:
     counts = [as_number(item.get(key)) for key in ("k", "n")]
     return {
         "name": str(item.get("name", "")),
-        "seen": ""
-        if estimate is None
-        else (percent if item.get("kind", "rate") == "rate" else number)(estimate),
+        "seen": "" if estimate is None else (percent if item.get("kind", "rate") == "rate" else number)(estimate),
         "counts": " of ".join(f"{count:,.0f}" for count in counts if count is not None),
         "bound": test.bound if test else "",
         "limit": test.limit if test else "",

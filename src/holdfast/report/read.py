@@ -63,9 +63,7 @@ def read(folder: str | Path) -> Run:
     folder = Path(folder)
     config_file = folder / "config.yaml"
     if not config_file.is_file():
-        raise UserError(
-            f"{folder} is no run folder: it holds no config.yaml; give the folder a run has written"
-        )
+        raise UserError(f"{folder} is no run folder: it holds no config.yaml; give the folder a run has written")
     config_text = _text(config_file)
     config = parse_yaml(config_text, str(config_file)) or {}
     if not isinstance(config, dict):

@@ -3,8 +3,8 @@
 Claim (HC-RLHF, arXiv 2506.08266): a policy improved under a pessimistic cost limit is returned with high
 probability and is safe; without the limit the test answers No Solution Found.
 
-World: the pocket world of `recipes/hc_rlhf/pocket.yaml`, as it is. Seeds 0-4. Arms: `pessimistic`, `mean` (kappa = 0, the
-clean ablation) and `reward_only` (no limit), the three from the same reward and cost models of their seed.
+World: the pocket world of `recipes/hc_rlhf/pocket.yaml`, as it is. Seeds 0-4. Arms: `pessimistic`, `mean` (kappa = 0,
+the clean ablation) and `reward_only` (no limit), the three from the same reward and cost models of their seed.
 
 Criteria, written down before the first run of the study:
 
@@ -59,9 +59,7 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
 
 
 def _settings(method: str, seed: int, small: Sequence[str]) -> hc_rlhf.HcRlhf:
-    return config.load(
-        hc_rlhf.HcRlhf, recipe("hc_rlhf/pocket"), [f"method={method}", f"seed={seed}", *small]
-    )
+    return config.load(hc_rlhf.HcRlhf, recipe("hc_rlhf/pocket"), [f"method={method}", f"seed={seed}", *small])
 
 
 def _one_seed(folder: Path, seed: int, small: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -121,8 +119,9 @@ def _criterion(name: str, met: Sequence[bool], needed: float) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as a Markdown table, one line per method and seed."""
-    head = "| method | seed | verdict | k / n | upper bound | true harm before | after | true help before | after | over-refusal after |"
-    lines = [head, "|" + "---|" * 10]
+    columns = ("method", "seed", "verdict", "k / n", "upper bound", "true harm before", "true harm after")
+    columns += ("true help before", "true help after", "over-refusal after")
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for method in METHODS:
         for one in result["arms"][method]:
             bound = "-" if one["ucb"] is None else f"{one['ucb']:.4f}"

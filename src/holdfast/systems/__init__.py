@@ -21,17 +21,15 @@ class System(NamedTuple):
 
 
 SYSTEMS = {
-    "hc_rlhf": System(
-        "hc_rlhf", "HcRlhf", "a policy under a pessimistic limit, released only with a certificate"
-    ),
-    "safe_rlhf_v": System(
-        "safe_rlhf_v", "SafeRlhfV", "PPO with separate reward and cost under a Lagrangian limit"
-    ),
+    "hc_rlhf": System("hc_rlhf", "HcRlhf", "a policy under a pessimistic limit, released only with a certificate"),
+    "safe_rlhf_v": System("safe_rlhf_v", "SafeRlhfV", "PPO with separate reward and cost under a Lagrangian limit"),
 }
 
 
-def find(name: str) -> System:
+def find(name: str | None) -> System:
     """The system called `name`; `UserError` that lists the known ones otherwise."""
+    if name is None:
+        raise UserError(f"the recipe names no system; add `system: NAME`, one of {', '.join(SYSTEMS)}")
     if name not in SYSTEMS:
         raise UserError(f"no system called {name!r}; known are {', '.join(SYSTEMS)}")
     return SYSTEMS[name]
@@ -39,6 +37,9 @@ def find(name: str) -> System:
 
 def recipe(name: str | Path) -> Path:
     """The recipe file `name`: a path as it is, or `system/recipe` among those that come with Holdfast."""
-    given = Path(name)
-    shipped = Path(__file__).parent.parent / "recipes" / given.with_suffix(".yaml")
-    return shipped if not given.is_file() and shipped.is_file() else given
+    given, folder = Path(name), Path(__file__).parent.parent / "recipes"
+    shipped = folder / given.with_suffix(".yaml")
+    if not given.is_file() and not shipped.is_file():
+        known = sorted(str(file.relative_to(folder).with_suffix("")) for file in folder.rglob("*.yaml"))
+        raise UserError(f"no recipe at {name}; give the path of a YAML file, or one of {', '.join(known)}")
+    return given if given.is_file() else shipped

@@ -22,7 +22,8 @@ from holdfast.engine.seeds import seed_everything
 from holdfast.engine.supervised import FitSettings
 from holdfast.errors import UserError
 from holdfast.evaluate.policy import TRUTH, Exam, Outcome, examine
-from holdfast.models.heads import ScoreModel, from_policy
+from holdfast.models.adapters import AdapterSettings, with_adapter
+from holdfast.models.heads import ScoreModel, from_policy, with_score_adapter
 from holdfast.pocket import oracles, world
 from holdfast.preference.check import PairScores, score_pairs
 from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer, Scorer
@@ -74,7 +75,7 @@ class DualSettings(Settings):
     model: stages.Model | None = None
     """The policy to start from; a text alone is a hub name or a folder. With `pocket` it is the world's."""
     tokenizer: stages.TokenizerSettings | None = None
-    """Train a tokenizer on the data; null takes the model's."""
+    """Train a tokenizer on the data, for a model that is built from a configuration."""
     text: stages.TextSection = stages.TextSection()
     """How text becomes tokens."""
     sft: FitSettings | None = None
@@ -152,18 +153,42 @@ def prepare(settings: DualSettings, run: RunFolder) -> Bench:
         raise UserError("give data=PATH and model=NAME (or a pocket section, which brings both)")
     pools = stages.read_pools(settings.data, run)
     policy, template = stages.load_base(
-        settings.model, settings.tokenizer, settings.text, lambda: stages.texts_of(pools.imitate)
+        settings.model, settings.tokenizer, settings.text, lambda: stages.texts_of(pools.readable)
     )
-    if settings.sft is not None:
-        task = SftTask(policy, template.pad_id)
-        rows = imitation_rows(pools.imitate, template)
-        cut = max(1, len(rows) // 20)
-        stages.train(task, rows[cut:], rows[:cut], stages.offset(settings.sft, settings.seed), run)
-        stages.keep(policy, template, pools.imitate, run.path / "models" / "sft")
-    facts: dict[str, Any] = {"pools": pools.counts()}
-    reward = _train_reward(settings, run, pools, policy, template, facts)
-    cost, zero = _train_cost(settings, run, pools, policy, template, facts)
+    pools, too_long = stages.within_window(pools, template, settings.text.on_long_prompt)
+    stages.announce_memory(policy, settings.rollout.micro_tokens, settings.model.adapter is not None)
+    if settings.model.adapter is not None:
+        if settings.sft is not None:
+            raise UserError(
+                "sft and model.adapter together would make the model before SFT the reference; run SFT without an "
+                "adapter first and give its folder as model, or set sft=null"
+            )
+        shared = {name: _adapted(policy, name, settings.model.adapter) for name in ("reward", "cost")}
+        policy = with_adapter(policy, settings.model.adapter)
+    else:
+        if settings.sft is not None:
+            _imitate(settings, run, pools, policy, template)
+        shared = {name: from_policy(policy, (name,)) for name in ("reward", "cost")}
+    facts: dict[str, Any] = {"pools": pools.counts(), "prompts_too_long": too_long}
+    reward = _train_reward(settings, run, pools, shared["reward"], template, facts)
+    cost, zero = _train_cost(settings, run, pools, shared["cost"], template, facts)
     return Bench(settings, run, pools, policy, template, reward, cost, zero, facts, run.path / "models")
+
+
+def _adapted(policy: nn.Module, name: str, adapter: AdapterSettings) -> ScoreModel:
+    """A score model over the policy's own frozen weights; it must be made before the policy gets its adapter."""
+    return with_score_adapter(from_policy(policy, (name,), share=True), adapter)
+
+
+def _imitate(
+    settings: DualSettings, run: RunFolder, pools: stages.Pools, policy: nn.Module, template: Template
+) -> None:
+    assert settings.sft is not None
+    rows = imitation_rows(pools.imitate, template)
+    cut = max(1, len(rows) // 20)
+    fit = stages.offset(settings.sft, settings.seed)
+    stages.train(SftTask(policy, template.pad_id), rows[cut:], rows[:cut], fit, run)
+    stages.keep(policy, template, pools.imitate, run.path / "models" / "sft")
 
 
 def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:
@@ -185,14 +210,14 @@ def _train_reward(
     settings: DualSettings,
     run: RunFolder,
     pools: stages.Pools,
-    policy: nn.Module,
+    network: ScoreModel,
     template: Template,
     facts: dict[str, Any],
 ) -> ScoreModel | None:
     if settings.reward is None:
         stages.say("reward: none; the policy stays as close to its start as the limit allows")
         return None
-    task = RewardTask(from_policy(policy, ("reward",)), template.pad_id, settings.reward.loss)
+    task = RewardTask(network, template.pad_id, settings.reward.loss)
     held_out = helpful_rows(pools.held_out_pairs, template)
     fit = stages.offset(settings.reward.fit, settings.seed)
     stages.train(task, helpful_rows(pools.pairs, template), held_out, fit, run)
@@ -205,12 +230,12 @@ def _train_cost(
     settings: DualSettings,
     run: RunFolder,
     pools: stages.Pools,
-    policy: nn.Module,
+    network: ScoreModel,
     template: Template,
     facts: dict[str, Any],
 ) -> tuple[ScoreModel, Zero]:
     loss = settings.cost.loss
-    task = CostTask(from_policy(policy, ("cost",)), template.pad_id, loss)
+    task = CostTask(network, template.pad_id, loss)
     held_out = harmful_rows(pools.held_out_pairs, template, loss.labels)
     fit = stages.offset(settings.cost.fit, settings.seed)
     stages.train(task, harmful_rows(pools.pairs, template, loss.labels), held_out, fit, run)
@@ -251,13 +276,9 @@ def find_zero(
     facts["calibration_auc"] = value
     if low <= 0.5 or found.slope <= 0:
         words = f"{nothing}; on {len(scores)} labelled answers its AUC is {value:.3f}, not above chance"
-        return Zero(
-            0.0, "none", None, f"{words}, so no limit can be calibrated and nothing will be certified"
-        )
+        return Zero(0.0, "none", None, f"{words}, so no limit can be calibrated and nothing will be certified")
     border = -found.intercept / found.slope
-    words = (
-        f"{nothing}; {len(scores)} labelled answers (AUC {value:.3f}) put the border of harm at {border:.3f}"
-    )
+    words = f"{nothing}; {len(scores)} labelled answers (AUC {value:.3f}) put the border of harm at {border:.3f}"
     return Zero(border, "calibrated", found, words)
 
 
@@ -334,9 +355,7 @@ def exam(bench: Bench, reference: Any) -> Outcome:
 
 def finish(bench: Bench, summary: Mapping[str, Any], began: float, method: str) -> dict[str, Any]:
     """Write `summary.json`: the results, the models' held-out accuracies, time and memory."""
-    facts = {
-        name: value.to_dict() if isinstance(value, Estimate) else value for name, value in bench.facts.items()
-    }
+    facts = {name: value.to_dict() if isinstance(value, Estimate) else value for name, value in bench.facts.items()}
     whole = {
         "method": method,
         "seed": bench.settings.seed,

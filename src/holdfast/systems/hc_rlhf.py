@@ -74,6 +74,8 @@ class HcRlhf(dual.DualSettings):
     def _one_direction(self) -> "HcRlhf":
         if self.constraint.direction != "at_most":
             raise ValueError("HC-RLHF bounds a cost from above; constraint.direction must be at_most")
+        if self.constraint.measure != "logit" and not 0 < self.constraint.threshold < 1:
+            raise ValueError(f"constraint.threshold is a share between 0 and 1, not {self.constraint.threshold:g}")
         return self
 
 

@@ -14,14 +14,15 @@ from pydantic import Field
 from holdfast.certificate import document, gate
 from holdfast.certificate.constraint import ConstraintPlan, Kind, Method
 from holdfast.certificate.ledger import Ledger
-from holdfast.certificate.plan import Decoding, FrozenPlan, Plan, fold_digest, freeze
+from holdfast.certificate.plan import Decoding, FrozenPlan, Plan, fold_digest, freeze, refuse_hopeless
 from holdfast.certificate.records import digest
-from holdfast.config import Settings
+from holdfast.config import Settings, build
 from holdfast.data.schema import Conversation
 from holdfast.data.sources import read
 from holdfast.data.split import keys, prompt_of
 from holdfast.data.template import Template
 from holdfast.errors import UserError
+from holdfast.models.heads import ScoreModel
 from holdfast.models.load import load_tokenizer, local
 from holdfast.models.save import digest as model_digest
 from holdfast.models.save import load_checked
@@ -68,24 +69,22 @@ class Candidate:
         return {name: table[:, j] for j, name in enumerate(self.scorer.names)}
 
 
-def make_plan(
-    constraint: Any, sampling: Sampling, seed: int, zero: float, zero_reference: ZeroReference
-) -> Plan:
+def make_plan(constraint: Any, sampling: Sampling, seed: int, zero: float, zero_reference: ZeroReference) -> Plan:
     """The plan that tests what `constraint` (a `ConstraintSettings`) limits, on as many prompts as it names."""
     kind, method = TESTS[constraint.measure]
-    limit = ConstraintPlan(
-        name=constraint.name,
-        kind=kind,
-        method=method,
-        tau=constraint.threshold,
-        score=constraint.score,
-        threshold=zero if kind == "rate" else 0.0,
-    )
+    limit = {
+        "name": constraint.name,
+        "kind": kind,
+        "method": method,
+        "tau": constraint.threshold,
+        "score": constraint.score,
+        "threshold": zero if kind == "rate" else 0.0,
+    }
     decoding = sampling.model_dump(include={"top_p", "top_k", "repetition_penalty", "max_new_tokens"})
     temperature = 0.0 if sampling.greedy else sampling.temperature
     return Plan(
         name="policy",
-        constraints=(limit,),
+        constraints=(build(ConstraintPlan, limit),),
         delta=constraint.delta,
         n_prompts=constraint.n_safety,
         decoding=Decoding(**decoding, temperature=temperature, seed=seed, engine="transformers"),
@@ -98,7 +97,7 @@ def sealed(prompts: list[Conversation], plan: Plan) -> list[tuple[str, Conversat
     found = sorted(((keys(one)[0], one) for one in prompts), key=lambda pair: pair[0])
     if len(found) < plan.n_prompts:
         raise UserError(
-            f"the safety test is planned with {plan.n_prompts} prompts (constraint.n_safety) and only "
+            f"the safety test is planned with {plan.n_prompts} prompts (n_safety) and only "
             f"{len(found)} distinct ones are set aside for it; lower n_safety or give more prompts"
         )
     return found[: plan.n_prompts]
@@ -118,7 +117,10 @@ def bind(plan: Plan, prompts: list[tuple[str, Conversation]], candidate: Candida
 def conduct(
     plan: Plan, prompts: list[Conversation], candidate: Candidate, folder: Path, ledger: Path | None
 ) -> dict[str, Any]:
-    """Test once and write certificate and evidence into `folder`; a finished test is only read again."""
+    """Test once and write certificate and evidence into `folder`; a finished test is only read again.
+
+    Raises `UserError` when the certificate that lies there is about another plan, policy or scorer.
+    """
     certificate = folder / document.NAMES[0]
     if not certificate.exists():
         chosen = sealed(prompts, plan)
@@ -129,7 +131,23 @@ def conduct(
         sample = candidate.sample(plan.decoding.seed)
         verdict, rows = gate.run(frozen, book, chosen, sample, candidate.score, response_of)
         document.write(folder, frozen, verdict, rows, book)
+    _same_test(certificate, plan, candidate)
     return read_verdict(certificate)
+
+
+def _same_test(certificate: Path, plan: Plan, candidate: Candidate) -> None:
+    """Refuse a certificate about something else: its verdict would pass for that of this policy."""
+    stated = json.loads(certificate.read_text(encoding="utf-8"))["predicate"]["plan"]
+    wanted = {
+        "plan": plan.model_dump(mode="json"),
+        "policy_sha256": candidate.policy_sha256,
+        "scorer_sha256": candidate.scorer_sha256,
+    }
+    differing = [name.removesuffix("_sha256") for name, value in wanted.items() if stated[name] != value]
+    if differing:
+        raise UserError(
+            f"{certificate} is about another {' and another '.join(differing)}; give another folder for this test"
+        )
 
 
 def response_of(conversation: Conversation) -> str:
@@ -155,7 +173,7 @@ def scorer_digest(folder: str | Path, zero: float, source: ZeroReference) -> str
     return digest([model_digest(folder), zero, source])
 
 
-class TestLimit(Settings):
+class TestedLimit(Settings):
     """What is tested."""
 
     name: str = "harm"
@@ -181,7 +199,7 @@ class SafetyTest(Settings):
     """Folder of the cost model, as Holdfast saved it."""
     prompts: stages.Source
     """Prompts that neither policy nor scorer has seen."""
-    limit: TestLimit = TestLimit()
+    limit: TestedLimit = TestedLimit()
     """What has to hold."""
     zero: float = 0.0
     """The score above which an answer counts as harmful."""
@@ -213,6 +231,11 @@ def load_candidate(settings: SafetyTest) -> Candidate:
         if local(name) is None:
             raise UserError(f"{name} is no folder; give the folder of a saved model")
     policy, scorer = load_checked(settings.policy), load_checked(settings.scorer)
+    if isinstance(policy, ScoreModel) or not isinstance(scorer, ScoreModel):
+        raise UserError(
+            f"policy has to name a model that writes and scorer one that scores; {settings.policy} holds a "
+            f"{type(policy).__name__} and {settings.scorer} a {type(scorer).__name__}"
+        )
     options = settings.text.model_dump()
     template = Template(load_tokenizer(settings.policy), **options)
     return Candidate(
@@ -228,4 +251,8 @@ def load_candidate(settings: SafetyTest) -> Candidate:
 def run(settings: SafetyTest, folder: str | Path) -> dict[str, Any]:
     """Test the policy and write certificate and evidence into `folder`."""
     ledger = Path(settings.ledger) if settings.ledger else None
-    return conduct(settings.plan(), open_prompts(settings), load_candidate(settings), Path(folder), ledger)
+    plan, prompts = settings.plan(), open_prompts(settings)
+    # What cannot be tested is refused before large models are loaded.
+    refuse_hopeless(plan)
+    sealed(prompts, plan)
+    return conduct(plan, prompts, load_candidate(settings), Path(folder), ledger)

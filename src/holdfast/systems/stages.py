@@ -20,8 +20,9 @@ from holdfast.data.collate import pad
 from holdfast.data.schema import Conversation, DualPair, Labelled, Pair
 from holdfast.data.sources import DataSettings, Readable, read
 from holdfast.data.split import keys, pools, prompt_of
-from holdfast.data.template import Template
+from holdfast.data.template import PromptTooLong, Template
 from holdfast.data.tokenizer import train_tokenizer
+from holdfast.engine.budget import Part, available_bytes, estimate
 from holdfast.engine.log import RunFolder
 from holdfast.engine.supervised import FitSettings, Task, fit
 from holdfast.errors import UserError
@@ -81,13 +82,15 @@ class PoolSettings(Settings):
     """Prompts for every number printed before and after."""
     safety: float = Field(0.1, gt=0, lt=1)
     """Prompts of the sealed fold, opened once, for the safety test."""
+    held_out: float = Field(0.1, gt=0, lt=1)
+    """Part of the preference pool that judges the models which the rest has trained."""
     salt: str = "holdfast"
     """Changes which prompt falls into which pool."""
 
     @property
     def shares(self) -> dict[str, float]:
         """The share of every pool by its name."""
-        return self.model_dump(exclude={"salt"})
+        return self.model_dump(exclude={"held_out", "salt"})
 
 
 class DataSection(Shorthand):
@@ -109,7 +112,9 @@ class TextSection(Settings):
     """How text becomes tokens."""
 
     max_length: int = Field(512, ge=8)
-    """Longest row in tokens; a longer prompt is an error, a longer answer is cut and marked."""
+    """Longest row in tokens; a longer answer is cut and marked."""
+    on_long_prompt: Literal["error", "skip"] = "error"
+    """Whether a prompt that leaves no room for an answer stops the run, or is left out and counted."""
     chat_template: str = "auto"
     """`auto` (the tokenizer's own), `plain`, `chatml`, or the path of a Jinja file."""
     system: str | None = None
@@ -127,6 +132,12 @@ class Pools:
     dev: list[Conversation]
     safety: list[Conversation]
     labelled: list[Labelled]
+
+    @property
+    def readable(self) -> list[Conversation]:
+        """All answered conversations that a model may learn from, for a tokenizer to read."""
+        judged = [pair.prompt.answer(text) for pair in self.pairs for text in pair.responses]
+        return [*self.imitate, *judged]
 
     def counts(self) -> dict[str, int]:
         """How many records each pool holds."""
@@ -151,8 +162,8 @@ def read_pools(data: DataSection, run: RunFolder) -> Pools:
     def inside(records: Sequence[Any], pool: str) -> list[Any]:
         return [record for record in records if keys(record)[0] in member[pool]]
 
-    # A tenth of the preference pool judges the models that the rest has trained.
-    preferred = pools(inside(pairs, "pref"), {"train": 0.9, "held_out": 0.1}, data.pools.salt + "/held-out")
+    held_out = {"train": 1 - data.pools.held_out, "held_out": data.pools.held_out}
+    preferred = pools(inside(pairs, "pref"), held_out, data.pools.salt + "/held-out")
     found = Pools(
         imitate=[_answered(record) for record in inside(sft, "sft")],
         pairs=preferred["train"],
@@ -162,17 +173,43 @@ def read_pools(data: DataSection, run: RunFolder) -> Pools:
         safety=_distinct(inside(prompts, "safety")),
         labelled=[record for record in labelled if isinstance(record, Labelled)],
     )
-    run.write_json("pools.json", found.counts())
-    say("pools: " + ", ".join(f"{name} {count}" for name, count in found.counts().items()))
+    say("pools: " + listed(found.counts()))
     return found
+
+
+def within_window(found: Pools, template: Template, on_long_prompt: str) -> tuple[Pools, dict[str, int]]:
+    """The pools, and how many records each lost because their prompt leaves no room for an answer in the window."""
+    if on_long_prompt == "error":
+        return found, {}
+    kept = {name: [one for one in records if _fits(one, template)] for name, records in vars(found).items()}
+    lost = {name: len(records) - len(kept[name]) for name, records in vars(found).items()}
+    lost = {name: count for name, count in lost.items() if count}
+    if lost:
+        say(f"text.max_length {template.max_length}: prompts too long, left out: {listed(lost)}")
+    return Pools(**kept), lost
+
+
+def _fits(record: Readable, template: Template) -> bool:
+    try:
+        template.prompt(prompt_of(record))
+    except PromptTooLong:
+        return False
+    return True
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts on one line.
+
+    >>> listed({"dev": 3, "safety": 7})
+    'dev 3, safety 7'
+    """
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
 def _records(source: DataSettings, name: str, run: RunFolder) -> list[Readable]:
     rows = read(source, run.path / f"skipped-{name}.jsonl")
     if rows.bad:
-        say(
-            f"data.{name}: {rows.skipped} rows cannot be used; they and the reasons are in skipped-{name}.jsonl"
-        )
+        say(f"data.{name}: {rows.skipped} rows cannot be used; they and the reasons are in skipped-{name}.jsonl")
     return rows.records
 
 
@@ -182,9 +219,7 @@ def _as_dual(record: Readable) -> DualPair:
         return record
     if isinstance(record, Pair):
         fields = record.model_dump(include={"id", "source", "split"})
-        return DualPair(
-            **fields, prompt=record.prompt, responses=(record.chosen, record.rejected), helpful_id=0
-        )
+        return DualPair(**fields, prompt=record.prompt, responses=(record.chosen, record.rejected), helpful_id=0)
     raise UserError(f"data.pairs holds {type(record).__name__} rows; pairs of answers are needed")
 
 
@@ -198,37 +233,49 @@ def _answered(record: Readable) -> Conversation:
 
 def _distinct(records: Sequence[Readable]) -> list[Conversation]:
     """One prompt of each cluster, in the order of the records."""
-    found = {
-        keys(record)[0]: prompt_of(record).model_copy(update={"id": record.id})
-        for record in reversed(records)
-    }
+    found = {keys(record)[0]: prompt_of(record).model_copy(update={"id": record.id}) for record in reversed(records)}
     return list(found.values())[::-1]
 
 
 def load_base(
     model: Model, tokenizer: TokenizerSettings | None, text: TextSection, texts: Callable[[], list[str]]
 ) -> tuple[nn.Module, Template]:
-    """The policy to start from and the template that feeds it; a tokenizer is trained when none comes along."""
-    if tokenizer is not None:
-        words: Any = train_tokenizer(texts(), tokenizer.vocab_size, tokenizer.kind)
-    elif model.name is not None:
-        words = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code, revision=model.revision)
+    """The policy to start from, still without adapter, and the template that feeds it.
+
+    A model from a hub or a folder brings its tokenizer; for one that is built from a configuration it is trained.
+    """
+    if model.name is not None:
+        words: Any = load_tokenizer(model.name, trust_remote_code=model.trust_remote_code, revision=model.revision)
+        if tokenizer is not None:
+            say(f"tokenizer: that of {model.name}; the tokenizer section is for models built from a configuration")
+    elif tokenizer is not None:
+        words = train_tokenizer(texts(), tokenizer.vocab_size, tokenizer.kind)
     else:
-        raise UserError(
-            "model.config builds a network but no tokenizer; add a tokenizer section to train one"
-        )
-    template = Template(
-        words, max_length=text.max_length, chat_template=text.chat_template, system=text.system
-    )
+        raise UserError("model.config builds a network but no tokenizer; add a tokenizer section to train one")
+    template = Template(words, max_length=text.max_length, chat_template=text.chat_template, system=text.system)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for note in template.notes:
         say(f"tokenizer: {note}")
-    return load_policy(model, vocab_size=len(template.tokenizer), device=device), template
+    bare = model.model_copy(update={"adapter": None})
+    return load_policy(bare, vocab_size=len(template.tokenizer), device=device), template
 
 
-def train(
-    task: Task, rows: Sequence[Any], eval_rows: Sequence[Any], settings: FitSettings, run: RunFolder
-) -> None:
+def announce_memory(policy: nn.Module, micro_tokens: int, shared: bool) -> None:
+    """Say how much memory training takes, before hours have gone by, and warn when it is not there."""
+    device = next(policy.parameters()).device
+    vocabulary = policy.config.get_text_config().vocab_size
+    found = estimate({"policy": Part(policy, True, True)}, tokens=micro_tokens, vocabulary=vocabulary, logit_tokens=1024)
+    if shared:
+        found = found._replace(gradients=0, optimiser=0)
+    else:
+        # Reference, reward and cost model are of the policy's size.
+        found = found._replace(weights=4 * found.weights)
+    say(f"memory: about {found.total / 2**30:.2f} GiB in the largest step (an estimate)")
+    if warning := found.warning(available_bytes(device)):
+        say(f"warning: {warning}")
+
+
+def train(task: Task, rows: Sequence[Any], eval_rows: Sequence[Any], settings: FitSettings, run: RunFolder) -> None:
     """Train one supervised part; the stage is called by the task's name."""
     result = fit(task, rows, eval_rows, settings, run, stage=task.name)
     numbers = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items() if name != "lr")
@@ -238,9 +285,7 @@ def train(
 def keep(model: nn.Module, template: Template, conversations: Sequence[Conversation], folder: Path) -> Path:
     """Save a model so that loading proves it is the same, with four answered conversations as probes."""
     rows = [template.answered(one) for one in conversations if one.answered and one.response][:4]
-    return save(
-        model, template.processor or template.tokenizer, folder, probes=pad(rows, pad_id=template.pad_id)
-    )
+    return save(model, template.processor or template.tokenizer, folder, probes=pad(rows, pad_id=template.pad_id))
 
 
 def frozen_reference(policy: nn.Module) -> Callable[[], AbstractContextManager[nn.Module]]:

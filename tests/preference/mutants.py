@@ -1,0 +1,69 @@
+"""Wrong versions of `holdfast.preference` that its tests must catch: file, text, wrong text, tests."""
+
+TASKS, TEST_TASKS = "src/holdfast/preference/tasks.py", "tests/preference/test_tasks.py"
+SCORE, TEST_SCORE = "src/holdfast/preference/score.py", "tests/preference/test_score.py"
+CHECK, TEST_CHECK = "src/holdfast/preference/check.py", "tests/preference/test_check.py"
+
+MUTANTS = [
+    # The direction of every label.
+    (TASKS, "_encode(pair, pair.helpful_id, template)", "_encode(pair, 1 - pair.helpful_id, template)", TEST_TASKS),
+    (TASKS, "worse = 1 - (pair.safer_id", "worse = (pair.safer_id", TEST_TASKS),
+    (TASKS, "-1.0 if safe else 1.0", "1.0 if safe else -1.0", TEST_TASKS),
+    (TASKS, "return float(-rate)", "return float(rate)", TEST_TASKS),
+    (TASKS, "(known[worse], known[1 - worse])", "(known[0], known[1])", TEST_TASKS),
+    (
+        TASKS,
+        "template.answered(prompt.answer(pair.responses[1 - first]))",
+        "template.answered(prompt.answer(pair.responses[first]))",
+        TEST_TASKS,
+    ),
+    # Weights, masks and sides of the losses.
+    (TASKS, '"absolute": 2 * self.settings.scale', '"absolute": self.settings.scale', TEST_TASKS),
+    (TASKS, "preference.cost_rank(more[ranked], less[ranked])", "preference.cost_rank(more, less)", TEST_TASKS),
+    (TASKS, "absolute(torch.cat([more, less])", "absolute(torch.cat([less, more])", TEST_TASKS),
+    (
+        TASKS,
+        "pad([row.first for row in rows] + [row.second for row in rows]",
+        "pad([row.second for row in rows] + [row.first for row in rows]",
+        TEST_TASKS,
+    ),
+    (
+        TASKS,
+        '{"rank": preference.bradley_terry(better, worse), "l2"',
+        '{"rank": preference.bradley_terry(worse, better), "l2"',
+        TEST_TASKS,
+    ),
+    (TASKS, '{"rank": batch.size, "l2": 2 * batch.size}', '{"rank": batch.size, "l2": batch.size}', TEST_TASKS),
+    (TASKS, "+ 0.5 * (margin == 0).float()", "", TEST_TASKS),
+    (TASKS, "~known.isnan() & (known != 0)", "~known.isnan()", TEST_TASKS),
+    (TASKS, "if pair.helpful_id is not None:", "if pair.helpful_id:", TEST_TASKS),
+    # Scorers.
+    (
+        SCORE,
+        "[place[_identity(one)] for one in conversations]",
+        "[place[_identity(one)] for one in distinct.values()]",
+        TEST_SCORE,
+    ),
+    (SCORE, "return conversation.messages", "return conversation.messages[:1]", TEST_SCORE),
+    (SCORE, "                    **batch.extra,\n", "", TEST_SCORE),
+    (SCORE, "(~torch.isfinite(table))", "torch.isnan(table)", TEST_SCORE),
+    (SCORE, "if table.shape != expected:", "if table.numel() != expected[0] * expected[1]:", TEST_SCORE),
+    (SCORE, "if len(set(self.names)) != len(self.names):", "if False:", TEST_SCORE),
+    (SCORE, "        if not conversations:\n            return torch.empty(expected)\n", "", TEST_SCORE),
+    # Held-out pairs.
+    (
+        CHECK,
+        "return mean((margin > 0) + 0.5 * (margin == 0), clusters=[prompt_of(self.rows[i]) for i in keep])",
+        "return mean((margin > 0) + 0.5 * (margin == 0))",
+        TEST_CHECK,
+    ),
+    (CHECK, "row.second.length - row.first.length", "row.first.length - row.second.length", TEST_CHECK),
+    (
+        CHECK,
+        "for side in (0, 1) for value in (row.absolute[side] for row in self.rows)",
+        "for row in self.rows for value in row.absolute",
+        TEST_CHECK,
+    ),
+    (CHECK, "~np.isnan(known) & (known != 0)", "~np.isnan(known)", TEST_CHECK),
+    (CHECK, "first[chosen], second[chosen] = one", "second[chosen], first[chosen] = one", TEST_CHECK),
+]

@@ -1,0 +1,110 @@
+"""Wrong versions of `holdfast.training` that its tests must catch: file, text, wrong text, tests."""
+
+LAGRANGIAN, TEST_LAGRANGIAN = "src/holdfast/training/lagrangian.py", "tests/training/test_lagrangian.py"
+POLICY, TEST_POLICY = "src/holdfast/training/policy.py", "tests/training/test_policy.py"
+GROUP, TEST_GROUP = "src/holdfast/training/group.py", "tests/training/test_group.py"
+CRITIC, TEST_CRITIC = "src/holdfast/training/actor_critic.py", "tests/training/test_actor_critic.py"
+SFT, TEST_SFT = "src/holdfast/training/sft.py", "tests/training/test_sft.py"
+ORACLE, TEST_RESUME = "tests/oracle/test_actor_critic.py", "tests/training/test_resume.py"
+
+MUTANTS = [
+    # Constraints.
+    (LAGRANGIAN, "len(self._window) // self._per_prompt", "len(self._window)", TEST_LAGRANGIAN),
+    (
+        LAGRANGIAN,
+        "bounds.kappa(s.delta, n_batch, s.n_safety, s.c1, s.c2)",
+        "bounds.kappa(s.delta, n_batch, s.n_safety, s.c2, s.c1)",
+        TEST_LAGRANGIAN,
+    ),
+    (
+        LAGRANGIAN,
+        "return dual.pessimistic(mean, std, self.kappa())",
+        "return dual.pessimistic(mean, std, -self.kappa())",
+        TEST_LAGRANGIAN,
+    ),
+    (LAGRANGIAN, "self._move(upper - self.limit)", "self._move(self.limit - upper)", TEST_LAGRANGIAN),
+    (
+        LAGRANGIAN,
+        "if len(self._window) >= self.MIN_WINDOW:",
+        "if len(self._window) > self.MIN_WINDOW:",
+        TEST_LAGRANGIAN,
+    ),
+    (LAGRANGIAN, "(scores > self.zero)", "(scores > 0)", TEST_LAGRANGIAN),
+    (LAGRANGIAN, "(self.sign * costs).tolist()", "costs.tolist()", TEST_LAGRANGIAN),
+    (LAGRANGIAN, "        signed = self.sign * costs\n", "        signed = costs\n", TEST_LAGRANGIAN),
+    (LAGRANGIAN, "self.sign * self.settings.threshold", "self.settings.threshold", TEST_LAGRANGIAN),
+    (LAGRANGIAN, "monotone=self.settings.monotone", "monotone=False", TEST_LAGRANGIAN),
+    (LAGRANGIAN, "max(0.0, cost - self.limit)", "cost - self.limit", TEST_LAGRANGIAN),
+    (
+        LAGRANGIAN,
+        "self._at_ceiling + 1 if blocked else 0",
+        "self._at_ceiling + 1 if blocked else self._at_ceiling",
+        TEST_LAGRANGIAN,
+    ),
+    (
+        LAGRANGIAN,
+        "self.multiplier >= s.ceiling and upper > self.limit",
+        "self.multiplier >= s.ceiling",
+        TEST_LAGRANGIAN,
+    ),
+    (LAGRANGIAN, '        self._pid = dual.PidState(**state["pid"])\n', "", TEST_LAGRANGIAN),
+    (LAGRANGIAN, '        self._per_prompt = state["per_prompt"]\n', "", TEST_LAGRANGIAN),
+    (LAGRANGIAN, 'deque(state["window"], maxlen=self.settings.window)', 'deque(state["window"])', TEST_LAGRANGIAN),
+    (LAGRANGIAN, 'self.rule in ("log", "mirror")', 'self.rule == "log"', TEST_LAGRANGIAN),
+    # What methods share.
+    (POLICY, "self.processes.gather(costs.tolist())", "costs.tolist()", TEST_POLICY),
+    (
+        POLICY,
+        "constraint.observe(torch.tensor(self.processes.gather(costs.tolist())), experience.per_prompt)",
+        "constraint.observe(torch.tensor(self.processes.gather(costs.tolist())))",
+        TEST_GROUP,
+    ),
+    (POLICY, "if len(set(names)) != len(names):", "if False:", TEST_POLICY),
+    (POLICY, "self.select([portion[i] for i in group])", "self.select(group)", TEST_POLICY),
+    (POLICY, "return table[list(chosen), :width]", "return table[sorted(chosen), :width]", TEST_POLICY),
+    (POLICY, "[seed, iteration, rank]", "[seed, iteration + rank]", TEST_POLICY),
+    (POLICY, 'numbers["entropy"] = float(-masked_mean', 'numbers["entropy"] = float(masked_mean', TEST_POLICY),
+    # Leave-one-out.
+    (GROUP, "s.kl * experience.kl.sum(-1)", "s.kl * experience.kl.mean(-1)", TEST_GROUP),
+    (GROUP, "experience.score(s.reward) - s.kl", "experience.score(s.reward) + s.kl", TEST_GROUP),
+    (GROUP, "reward - s.truncation_penalty", "reward + s.truncation_penalty", TEST_GROUP),
+    (GROUP, "reward.clamp(-s.reward_clip, s.reward_clip)", "reward", TEST_GROUP),
+    (GROUP, "leave_one_out(self.returns(experience), experience.per_prompt)", "self.returns(experience)", TEST_GROUP),
+    (GROUP, "self.limits.processes.rank)", "0)", TEST_GROUP),
+    (GROUP, '{"policy": collector.policy.eval()}', '{"policy": collector.policy}', TEST_GROUP),
+    (
+        GROUP,
+        "total = per_token.where(tokens.response_mask, 0.0).sum()",
+        "total = per_token.where(tokens.response_mask, 0.0).mean()",
+        TEST_GROUP,
+    ),
+    (GROUP, "        numbers = self.limits.observe(experience)\n", "        numbers = {}\n", TEST_GROUP),
+    (GROUP, 'return {"limits": self.limits.state_dict()}', 'return {"limits": {}}', TEST_RESUME),
+    # Actor and critics, against the slow form.
+    (CRITIC, "(values[:, :-1], (1, 0))", "(values[:, 1:], (0, 1))", ORACLE),
+    (CRITIC, "(experience.score(s.reward), -s.kl)", "(experience.score(s.reward), s.kl)", ORACLE),
+    (CRITIC, 's.kl if s.kl_mode == "split" else 0.0', "-s.kl", ORACLE),
+    (CRITIC, "mask, s.gamma, s.gae_lambda)", "mask, s.gae_lambda, s.gamma)", ORACLE),
+    (CRITIC, "coefficient, s.score_clip)", "coefficient)", ORACLE),
+    (CRITIC, 'mix(advantages["value"], costs, self.limits.multipliers)', 'advantages["value"]', ORACLE),
+    (CRITIC, 'per_sequence if self.settings.loss_mean == "sequence" else over', "over", ORACLE),
+    (CRITIC, "batch.old_values[part].to(device)", "batch.returns[part].to(device)", ORACLE),
+    (CRITIC, "self.settings.value_clip,", "0.2,", ORACLE),
+    (CRITIC, "batch.advantages.to(device), self.settings.clip", "batch.advantages.to(device), 0.2", ORACLE),
+    (CRITIC, "table[chosen, : batch.input_ids.shape[1]]", "table[sorted(chosen), : batch.input_ids.shape[1]]", ORACLE),
+    # And by what must hold for any numbers.
+    (CRITIC, "            part.eval()  #", "            pass  #", TEST_CRITIC),
+    (CRITIC, 'optimisers["policy" if name == "policy" else "critic"]', 'optimisers["policy"]', TEST_CRITIC),
+    (CRITIC, "1 - error / spread", "error / spread", TEST_CRITIC),
+    (CRITIC, "seed = stream(self.settings.seed, iteration,", "seed = stream(self.settings.seed, 1,", TEST_CRITIC),
+    (CRITIC, '        self.limits.load_state_dict(state["limits"])\n', "        pass\n", TEST_RESUME),
+    # Imitation.
+    (SFT, "            batch.turn_mask,\n", "            batch.response_mask,\n", TEST_SFT),
+    (
+        SFT,
+        "over(-self._logprobs(batch), batch.turn_mask)",
+        "over(-self._logprobs(batch), batch.attention_mask.bool())",
+        TEST_SFT,
+    ),
+    (SFT, "for one in conversations if one.answered]", "for one in conversations]", TEST_SFT),
+]

@@ -1,0 +1,257 @@
+"""PPO under limits: what follows from its definition, whatever the numbers are."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from holdfast.engine.step import OptimiserSettings
+from holdfast.rollout.types import Sample
+from holdfast.training.actor_critic import ActorCritic, ActorCriticSettings, explained_variance
+from holdfast.training.lagrangian import Constraint, ConstraintSettings
+from holdfast.training.policy import Limits
+
+OPTIMISERS = {"policy": OptimiserSettings(learning_rate=0.01), "critic": OptimiserSettings(learning_rate=0.02)}
+
+
+def harm(**settings):
+    base = {"measure": "logit", "threshold": 0.0, "initial": 2.0, "bound": "mean"}
+    return Constraint(ConstraintSettings(**(base | settings)))
+
+
+def algorithm(made, constraints=(), **settings):
+    critics = {name: made.critics[name] for name in ("value", *(f"value/{one.name}" for one in constraints))}
+    return ActorCritic(made.collector, critics, ActorCriticSettings(**settings), OPTIMISERS, Limits(constraints))
+
+
+def frozen(multiplier, **settings):
+    """A limit whose multiplier does not move: no window is ever long enough."""
+    one = harm(initial=multiplier, ceiling=2000.0, **settings)
+    one.MIN_WINDOW = 10**9
+    return one
+
+
+def total_loss(method, learnable, part):
+    (term,) = method.loss(part, learnable.select(range(learnable.experience.size))).values()
+    return term.total / term.count
+
+
+def gradient(method, learnable, part="policy"):
+    method.parts[part].zero_grad()
+    total_loss(method, learnable, part).backward()
+    return {name: p.grad.clone() for name, p in method.parts[part].named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("multiplier", [0.0, 0.3, 7.0, 1000.0])
+def test_the_pull_to_the_reference_does_not_depend_on_the_multiplier(bench, multiplier):
+    """With no scores, no critics and no discount only the KL is left: A_t = -beta x the KL from t on."""
+
+    def nothing(conversations):
+        return {name: torch.zeros(len(conversations)) for name in ("reward", "cost")}
+
+    made = bench(score=nothing)
+    for critic in made.critics.values():
+        critic.head.weight.data.zero_()
+    method = algorithm(made, [frozen(multiplier)], kl=0.2, gae_lambda=1.0)
+    learnable = method.collect(made.prompts, 1)
+    kl = learnable.experience.kl
+    expected = -0.2 * kl.flip(1).cumsum(1).flip(1) * learnable.experience.response_mask
+    # float32: sums of up to six tokens, weighted by up to 1000 and divided again
+    torch.testing.assert_close(learnable.advantages, expected, rtol=1e-4, atol=1e-5)
+    if multiplier:
+        alone = algorithm(made, [frozen(multiplier)], kl=0.2, gae_lambda=1.0, kl_mode="reward_only")
+        torch.testing.assert_close(
+            alone.collect(made.prompts, 1).advantages, expected / (1 + multiplier), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_multiplier_of_zero_is_plain_ppo_bit_for_bit(bench):
+    plain, limited = bench(), bench()
+    one, other = algorithm(plain), algorithm(limited, [frozen(0.0)])
+    first, second = one.collect(plain.prompts, 1), other.collect(limited.prompts, 1)
+    assert torch.equal(first.advantages, second.advantages)
+    assert torch.equal(first.returns["value"], second.returns["value"])
+    for part in ("policy", "value"):
+        left, right = gradient(one, first, part), gradient(other, second, part)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_scaling_a_cost_and_dividing_its_multiplier_only_rescales(bench):
+    """Without KL: cost and cost critic times a, multiplier over a, gives A times (1 + m) / (1 + m/a)."""
+    a, m = 4.0, 3.0
+    made = bench()
+    before = algorithm(made, [frozen(m)], kl=0.0).collect(made.prompts, 1).advantages
+    made.critics["value/harm"].head.weight.data.mul_(a)
+    inner = made.collector.score
+
+    def scaled(conversations):
+        found = inner(conversations)
+        return found | {"cost": a * found["cost"]}
+
+    made.collector = replace(made.collector, score=scaled)
+    after = algorithm(made, [frozen(m / a)], kl=0.0).collect(made.prompts, 1).advantages
+    torch.testing.assert_close(after, before * (1 + m) / (1 + m / a), rtol=1e-5, atol=1e-6)
+
+
+def test_a_value_is_that_of_the_state_before_its_token(bench):
+    """Changing the last token of an answer must leave its value alone; changing the one before must not."""
+    made = bench()
+    method = algorithm(made)
+    experience = made.collector.collect(made.prompts, seed=1)
+    i = next(i for i, row in enumerate(experience.rows) if row.length - row.prompt_length >= 3)
+    row = experience.rows[i]
+    before = method._values("value", experience)[i]
+
+    def values_with(position):
+        ids = list(row.ids)
+        ids[position] = (ids[position] + 1) % 14
+        changed = [*experience.rows[:i], replace(row, ids=ids), *experience.rows[i + 1 :]]
+        return method._values("value", replace(experience, rows=changed))[i]
+
+    last = row.length - 1
+    assert torch.equal(values_with(last), before)
+    moved = values_with(last - 1)
+    assert torch.equal(moved[:last], before[:last])
+    assert moved[last] != before[last]
+
+
+def test_values_and_advantages_do_not_depend_on_padding_or_company(bench):
+    made = bench(micro_tokens=4096)
+    small = bench(micro_tokens=1)
+    wide, narrow = algorithm(made, [harm()]), algorithm(small, [harm()])
+    together = wide.collect(made.prompts, 1)
+    alone = narrow.collect(small.prompts, 1)
+    assert [row.ids for row in together.experience.rows] == [row.ids for row in alone.experience.rows]
+    # Kernels sum in another order when rows are padded, hence more than 1e-6.
+    torch.testing.assert_close(together.advantages, alone.advantages, rtol=0, atol=1e-5)
+    for name in ("value", "value/harm"):
+        torch.testing.assert_close(together.returns[name], alone.returns[name], rtol=0, atol=1e-5)
+    outside = ~together.experience.response_mask
+    assert together.advantages[outside].eq(0).all()
+    assert together.returns["value"][outside].eq(0).all()
+
+
+def test_losses_are_indifferent_to_what_stands_behind_the_mask(bench):
+    made = bench()
+    method = algorithm(made, [harm()])
+    learnable = method.collect(made.prompts, 1)
+    outside = ~learnable.experience.response_mask
+
+    def spoilt(table):
+        return table.masked_fill(outside, 1e9)
+
+    dirty = replace(
+        learnable,
+        experience=replace(learnable.experience, old_logprobs=spoilt(learnable.experience.old_logprobs)),
+        advantages=spoilt(learnable.advantages),
+        old_values={name: spoilt(one) for name, one in learnable.old_values.items()},
+        returns={name: spoilt(one) for name, one in learnable.returns.items()},
+    )
+    for part in method.parts:
+        clean, soiled = gradient(method, learnable, part), gradient(method, dirty, part)
+        assert all(torch.equal(clean[name], soiled[name]) for name in clean), part
+
+
+class Says:
+    """A generator whose every answer consists of the given ids."""
+
+    def __init__(self, ids, finish):
+        self.ids, self.finish = ids, finish
+
+    def generate(self, prompts, n, sampling, seed):
+        logprobs = [-0.5] * len(self.ids)
+        return [Sample(i, one.ids, self.ids, logprobs, self.finish) for i, one in enumerate(prompts) for _ in range(n)]
+
+
+@pytest.mark.parametrize("case", ["ends at once", "one token, cut", "all cut"])
+@pytest.mark.parametrize("loss_mean", ["sequence", "token"])
+def test_strange_answers_are_learned_from_like_others(bench, case, loss_mean):
+    made = bench(k=2)
+    end = made.template.end_id
+    ids, finish = {
+        "ends at once": ([end], "stop"),
+        "one token, cut": ([9], "length"),
+        "all cut": ([9, 10, 9], "length"),
+    }[case]
+    made.collector = replace(made.collector, generator=Says(ids, finish))
+    method = algorithm(made, [harm()], loss_mean=loss_mean)
+    learnable = method.collect(made.prompts, 1)
+    assert learnable.experience.response_mask.sum(-1).tolist() == [len(ids)] * 12
+    assert learnable.experience.truncated.all() == (finish == "length")
+    assert learnable.advantages.isfinite().all()
+    for part in method.parts:
+        found = gradient(method, learnable, part)
+        assert all(one.isfinite().all() for one in found.values())
+        assert any(one.abs().max() > 0 for one in found.values())
+    assert all(value == value for value in method.after(learnable).values())
+
+
+def test_a_policy_equal_to_its_reference_pays_nothing(bench):
+    made = bench(same=True)
+    cheap, dear = algorithm(made, kl=0.0), algorithm(made, kl=1.0)
+    first, second = cheap.collect(made.prompts, 1), dear.collect(made.prompts, 1)
+    # Sampler and reference read the same network in different shapes.
+    torch.testing.assert_close(first.advantages, second.advantages, rtol=0, atol=1e-4)
+
+
+def test_every_stream_needs_its_critic(bench):
+    made = bench()
+    limits = Limits([harm()])
+    with pytest.raises(ValueError, match=r"critics \['value'\] given, \['value', 'value/harm'\] needed"):
+        ActorCritic(made.collector, {"value": made.critics["value"]}, ActorCriticSettings(), OPTIMISERS, limits)
+
+
+def test_parts_have_their_optimisers_and_no_dropout(bench):
+    made = bench()
+    made.policy.train()
+    made.critics["value"].train()
+    method = algorithm(made, [harm()])
+    assert list(method.parts) == ["policy", "value", "value/harm"]
+    assert {name: one.learning_rate for name, one in method.optimisers.items()} == {
+        "policy": 0.01,
+        "value": 0.02,
+        "value/harm": 0.02,
+    }
+    assert not any(part.training for part in method.parts.values())
+
+
+def test_every_iteration_samples_anew(bench):
+    made = bench()
+    method = algorithm(made)
+    first, second = (method.collect(made.prompts, iteration) for iteration in (1, 2))
+    assert [row.ids for row in first.experience.rows] != [row.ids for row in second.experience.rows]
+
+
+def test_the_score_clip_is_counted(bench):
+    made = bench(score=lambda rows: {"reward": torch.full((len(rows),), 99.0), "cost": torch.zeros(len(rows))})
+    method = algorithm(made, [harm()], kl=0.0, score_clip=10.0, gae_lambda=1.0)
+    for critic in made.critics.values():
+        critic.head.weight.data.zero_()
+    learnable = method.collect(made.prompts, 1)
+    assert learnable.returns["value"].max() == 10.0
+    tokens = int(learnable.experience.response_mask.sum())
+    assert learnable.numbers["clamped/value"] == pytest.approx(learnable.experience.size / tokens)
+    assert learnable.numbers["clamped/value/harm"] == 0
+
+
+def test_explained_variance_by_hand():
+    returns = torch.tensor([[1.0, 2.0, 3.0, 9.0]])
+    mask = torch.tensor([[True, True, True, False]])
+    assert explained_variance(returns, returns, mask) == 1
+    assert explained_variance(returns, torch.full_like(returns, 5.0), mask) == pytest.approx(0, abs=1e-6)
+    # Errors 0, 1, 0 have variance 2/9 where the returns have 2/3.
+    assert explained_variance(returns, torch.tensor([[1.0, 1.0, 3.0, 0.0]]), mask) == pytest.approx(2 / 3, abs=1e-6)
+    assert explained_variance(torch.ones(1, 1), torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)) == 0.0
+
+
+def test_rows_of_the_log_hold_every_stream(bench):
+    made = bench()
+    method = algorithm(made, [harm()])
+    learnable = method.collect(made.prompts, 1)
+    names = {"clamped/value", "explained_variance/value/harm", "multiplier/harm", "cost/harm", "kl", "reward"}
+    assert names <= method.after(learnable).keys()
+    assert method.samples(learnable)[0]["prompt"] == "sea ?"
+    again = algorithm(bench(), [harm()])
+    again.load_state_dict(method.state_dict())
+    assert again.state_dict() == method.state_dict() == {"limits": {"harm": method.limits.constraints[0].state_dict()}}
