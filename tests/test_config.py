@@ -164,6 +164,7 @@ def test_override_may_hold_an_equals_sign():
         ("1e-5 steps", "1e-5 steps"),
         ("3e", "3e"),
         ("e5", "e5"),
+        ("+inf", "+inf"),
         ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
         ("0e-model", "0e-model"),
     ],
@@ -236,6 +237,11 @@ def test_fingerprint_is_of_values_and_not_of_their_spelling(tmp_path):
     assert fingerprint(load(Recipe, one)) == fingerprint(load(Recipe, two))
     assert fingerprint(load(Recipe, one)) == fingerprint(load(Recipe, None, ["seed=2"]))
     assert fingerprint(load(Recipe, one)) != fingerprint(load(Recipe, one, ["optimiser.learning_rate=2e-3"]))
+
+
+def test_order_of_keys_does_not_change_the_fingerprint():
+    one, two = (build(Recipe, {"free": free}) for free in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+    assert fingerprint(one) == fingerprint(two)
 
 
 def test_settings_are_frozen():

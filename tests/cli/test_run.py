@@ -19,6 +19,7 @@ SMALL = (
     "online.iterations=2",
     "online.prompts_per_iteration=4",
     "online.checkpoint_every=1",
+    "policy.kl=0.2",
     # Six prompts without harm show at most 0.39 at 95 % confidence, since 0.61^6 = 0.0515.
     "constraint.threshold=0.45",
     "constraint.n_safety=6",
@@ -79,7 +80,7 @@ def test_run_of_other_settings_names_what_differs(holdfast, finished, folder):
     assert done.code == 2
     assert "holds a run and checkpoints of another configuration" in done.err
     assert "\n  seed: 0 -> 3" in done.err
-    assert "\n  policy.kl: 0.1 -> 0.5" in done.err
+    assert "\n  policy.kl: 0.2 -> 0.5" in done.err
     assert "--overwrite" in done.err
     assert (folder / "certificate.json").is_file()
 
@@ -117,6 +118,7 @@ def test_full_disk_stops_the_run_and_the_same_command_resumes_it(holdfast, monke
     assert "No space left on device" in done.err
     assert "make room and run the same command to resume" in done.err
     assert not list((tmp_path / "run").rglob("step-*"))
+    assert holdfast("run", "hc_rlhf/pocket", *SMALL, "--out", tmp_path / "run").code == 0
 
 
 def test_full_disk_while_a_model_is_saved(holdfast, monkeypatch, tmp_path):

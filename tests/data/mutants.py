@@ -8,6 +8,7 @@ _SOURCES = ("src/holdfast/data/sources.py", "tests/data/test_sources.py")
 _SPLIT = ("src/holdfast/data/split.py", "tests/data/test_split.py")
 _CHECK = ("src/holdfast/data/check.py", "tests/data/test_check.py")
 _IMAGES = ("src/holdfast/data/images.py", "tests/data/test_images.py")
+_TOKENIZER = ("src/holdfast/data/tokenizer.py", "tests/data/test_tokenizer.py")
 
 _CHANGES = [
     (_TEMPLATE, "score_index=prompt.length + n - 1,", "score_index=prompt.length + n - 2,"),
@@ -82,5 +83,10 @@ _CHANGES = [
     (_IMAGES, "if pixels > settings.max_pixels:", "if pixels >= settings.max_pixels:"),
     (_IMAGES, "if image.sha256 and sha256(content) != image.sha256:", "if False:"),
     (_IMAGES, 'return picture.convert("RGB")', "return picture"),
+    (_TOKENIZER, "            initial_alphabet=alphabet,\n", ""),
+    (_TOKENIZER, "if vocab_size <= len(SPECIAL)", "if vocab_size < len(SPECIAL)"),
+    (_TOKENIZER, 'eos_token="<|end|>"', 'eos_token="<|pad|>"'),
+    (_TOKENIZER, 'unk_token="<|unknown|>" if kind == "word" else None', "unk_token=None"),
+    (_TOKENIZER, "if add_generation_prompt %}", "if not add_generation_prompt %}"),
 ]
 MUTANTS = [(source, old, new, test) for (source, test), old, new in _CHANGES]

@@ -58,7 +58,8 @@ def build(**settings):
     policy, reference = (tiny_policy(len(tokenizer), hidden=16, heads=2, layers=1, seed=seed) for seed in (0, 1))
     with torch.no_grad():
         policy.lm_head.weight.mul_(15)
-    rollout = RolloutSettings(samples_per_prompt=3, micro_tokens=24)
+    # Several rows in one forward pass, and not in their order.
+    rollout = RolloutSettings(samples_per_prompt=3, micro_tokens=64)
     collector = Collector(policy, lambda: nullcontext(reference), Scripted(template), template, scores, rollout)
     limits = Limits(
         [

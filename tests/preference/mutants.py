@@ -53,10 +53,13 @@ MUTANTS = [
     # Held-out pairs.
     (
         CHECK,
-        "return mean((margin > 0) + 0.5 * (margin == 0), clusters=[prompt_of(self.rows[i]) for i in keep])",
-        "return mean((margin > 0) + 0.5 * (margin == 0))",
+        "return mean(_wins(self.first - self.second)[self._ranked], clusters=self._prompts)",
+        "return mean(_wins(self.first - self.second)[self._ranked])",
         TEST_CHECK,
     ),
+    (CHECK, "return (margin > 0) + 0.5 * (margin == 0)", "return (margin > 0) + 0.0", TEST_CHECK),
+    (CHECK, "_wins(longer if higher else -longer)", "_wins(longer)", TEST_CHECK),
+    (CHECK, "gain = _wins(self.first - self.second) -", "gain = _wins(self.second - self.first) -", TEST_CHECK),
     (CHECK, "row.second.length - row.first.length", "row.first.length - row.second.length", TEST_CHECK),
     (
         CHECK,

@@ -38,6 +38,15 @@ def test_length_alone_is_measured_in_both_directions():
     assert scores.shorter_is_higher(higher=False).value == pytest.approx((0 + 1 + 0.5 + 0) / 4)
 
 
+def test_what_a_model_knows_beyond_length_is_compared_pair_by_pair():
+    rows = [row(1, 2, 5), row(2, 5, 2), row(3, 4, 4), row(4, 9, 1, ranked=False)]
+    scores = PairScores(rows, np.array([1.0, 1.0, 1.0, 1.0]), np.zeros(4))
+    # Always right, where the shorter is so once, and once by half.
+    assert scores.over_shorter().value == pytest.approx((0 + 1 + 0.5) / 3)
+    assert scores.over_shorter(higher=False).value == pytest.approx((1 + 0 + 0.5) / 3)
+    assert scores.over_shorter().n == 3
+
+
 def test_labelled_answers_keep_score_and_label_together():
     rows = [row(1, absolute=(1.0, -1.0)), row(2, absolute=(UNKNOWN, 3.0)), row(3, absolute=(0.0, -2.0))]
     scores, harmful = PairScores(rows, np.array([10.0, 20.0, 30.0]), np.array([11.0, 21.0, 31.0])).labelled()

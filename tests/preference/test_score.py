@@ -15,7 +15,7 @@ from holdfast.preference.tasks import RewardTask, helpful_rows
 WORDS = "the cat sat on a mat and what did it see ? nothing"
 ROWS = [
     Conversation.ask("what did it see ?", id="first").answer("nothing"),
-    Conversation.ask("what did the cat see ?", id="second").answer("a mat and nothing on it"),
+    Conversation.ask("what did it see ?", id="second").answer("a mat and nothing on it"),
     Conversation.ask("what did it see ?", id="third").answer("nothing"),
 ]
 

@@ -127,6 +127,8 @@ def test_metrics_count_ties_half_and_leave_out_what_has_no_side():
     # 1 > 0 right; 0 < 0 wrong (the border is no side); -1 right, 1 right; 5 wrong; the rate of zero is not asked.
     assert float(found["sign_accuracy"].count) == 5
     assert float(found["sign_accuracy"].mean) == pytest.approx(3 / 5)
+    nothing = CostTask(model, 0, CostSettings(labels="none"))
+    assert nothing.metrics(nothing.collate(rows)).keys() == {"accuracy"}
     reward = RewardTask(model, 0)
     assert float(reward.metrics(reward.collate(rows))["accuracy"].mean) == pytest.approx(1.5 / 4)
 
@@ -209,7 +211,7 @@ def test_loss_of_a_batch_is_that_of_its_pairs(template):
         for name, term in together.items():
             assert int(term.count) == sum(int(one[name].count) for one in alone)
             # Kernels sum in another order when rows are padded, hence more than 1e-6.
-            assert float(term.total) == pytest.approx(sum(float(one[name].total) for one in alone), abs=1e-5)
+            assert term.total.item() == pytest.approx(sum(one[name].total.item() for one in alone), abs=1e-5)
 
 
 def test_a_score_does_not_depend_on_padding_or_company(template):
@@ -247,6 +249,6 @@ def test_a_bare_refusal_pulls_nowhere():
     model, rows = rows_of([0.4], [0.1], absolute=[(0.0, UNKNOWN)])
     model.values.requires_grad_()
     terms = CostTask(model, 0, CostSettings(labels="graded")).loss(collate_pairs(rows, 0))
-    assert float(terms["absolute"].mean) == pytest.approx(math.log(2), abs=1e-12)
+    assert terms["absolute"].mean.item() == pytest.approx(math.log(2), abs=1e-12)
     terms["absolute"].total.backward()
     assert model.values.grad.abs().max() == 0

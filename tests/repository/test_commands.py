@@ -7,6 +7,7 @@ from holdfast.cli.main import app
 COMMANDS = {
     "demo": "[overrides] --method --out/-o --overwrite --seed",
     "run": "recipe [overrides] --out/-o --overwrite",
+    "study": "name --check --out/-o --quick --seeds",
     "score": "model conversations --max-length --out/-o",
     "generate": "model prompts --max-new-tokens --out/-o --seed --temperature -n",
     "verify": "[folder]",

@@ -2,6 +2,7 @@
 
 SAMPLE, TEST_SAMPLE = "src/holdfast/rollout/sample.py", "tests/rollout/test_sample.py"
 GENERATE, TEST_GENERATE = "src/holdfast/rollout/generate.py", "tests/rollout/test_generate.py"
+EXPERIENCE, TEST_EXPERIENCE = "src/holdfast/rollout/experience.py", "tests/rollout/test_experience.py"
 
 MUTANTS = [
     (SAMPLE, "default_rng((seed, row))", "default_rng(seed)", TEST_SAMPLE),
@@ -24,4 +25,26 @@ MUTANTS = [
     (GENERATE, "self.seen.scatter_(1, token[:, None], True)", "pass", TEST_GENERATE),
     (GENERATE, "[index * n + k for", "[index + k * len(prompts) for", TEST_GENERATE),
     (GENERATE, "            **prompts.extra,\n", "", TEST_GENERATE),
+    (
+        EXPERIENCE,
+        "line[row.prompt_length : row.length] = True",
+        "line[row.prompt_length : row.length - 1] = True",
+        TEST_EXPERIENCE,
+    ),
+    (
+        EXPERIENCE,
+        "kl_k1(self.old_logprobs, self.ref_logprobs)",
+        "kl_k1(self.ref_logprobs, self.old_logprobs)",
+        TEST_EXPERIENCE,
+    ),
+    (EXPERIENCE, "        sampling.require_unbiased()\n", "", TEST_EXPERIENCE),
+    (
+        EXPERIENCE,
+        "result[chosen, : found.shape[1]] = found",
+        "result[sorted(chosen), : found.shape[1]] = found",
+        TEST_EXPERIENCE,
+    ),
+    (EXPERIENCE, "temperature=temperature,", "temperature=1.0,", TEST_EXPERIENCE),
+    (EXPERIENCE, "[row.truncated for row in rows]", "[not row.truncated for row in rows]", TEST_EXPERIENCE),
+    (EXPERIENCE, "prompts[s.prompt_index].answer(", "prompts[0].answer(", TEST_EXPERIENCE),
 ]

@@ -30,7 +30,7 @@ def collector():
     policy, other = (tiny_policy(len(tokenizer), hidden=16, heads=2, layers=1, seed=seed) for seed in (0, 1))
     with torch.no_grad():
         policy.lm_head.weight.mul_(15)
-    settings = RolloutSettings(samples_per_prompt=5, sampling=Sampling(max_new_tokens=6), micro_tokens=20)
+    settings = RolloutSettings(samples_per_prompt=5, sampling=Sampling(max_new_tokens=6), micro_tokens=64)
     generator = TransformersGenerator(policy, template.stop_ids, template.pad_id)
     return Collector(policy, lambda: nullcontext(other), generator, template, scores, settings)
 
@@ -58,8 +58,8 @@ def test_answers_stand_by_prompt_with_their_scores(collector):
     experience = collector.collect(PROMPTS, seed=3)
     assert (experience.size, experience.per_prompt) == (10, 5)
     assert [row.id for row in experience.rows] == ["a"] * 5 + ["b"] * 5
+    assert [one.prompt for one in experience.conversations] == [PROMPTS[0]] * 5 + [PROMPTS[1]] * 5
     for row, conversation, score in zip(experience.rows, experience.conversations, experience.scores["words"]):
-        assert conversation.prompt in PROMPTS
         assert conversation.response == collector.template.decode(row.response_ids)
         assert float(score) == len(conversation.response.split())
     assert len({row.length for row in experience.rows}) > 2

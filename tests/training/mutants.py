@@ -5,6 +5,7 @@ POLICY, TEST_POLICY = "src/holdfast/training/policy.py", "tests/training/test_po
 GROUP, TEST_GROUP = "src/holdfast/training/group.py", "tests/training/test_group.py"
 CRITIC, TEST_CRITIC = "src/holdfast/training/actor_critic.py", "tests/training/test_actor_critic.py"
 SFT, TEST_SFT = "src/holdfast/training/sft.py", "tests/training/test_sft.py"
+CHECKPOINT = "src/holdfast/engine/checkpoint.py"
 ORACLE, TEST_RESUME = "tests/oracle/test_actor_critic.py", "tests/training/test_resume.py"
 
 MUTANTS = [
@@ -57,7 +58,7 @@ MUTANTS = [
         POLICY,
         "constraint.observe(torch.tensor(self.processes.gather(costs.tolist())), experience.per_prompt)",
         "constraint.observe(torch.tensor(self.processes.gather(costs.tolist())))",
-        TEST_GROUP,
+        TEST_POLICY,
     ),
     (POLICY, "if len(set(names)) != len(names):", "if False:", TEST_POLICY),
     (POLICY, "self.select([portion[i] for i in group])", "self.select(group)", TEST_POLICY),
@@ -98,6 +99,8 @@ MUTANTS = [
     (CRITIC, "1 - error / spread", "error / spread", TEST_CRITIC),
     (CRITIC, "seed = stream(self.settings.seed, iteration,", "seed = stream(self.settings.seed, 1,", TEST_CRITIC),
     (CRITIC, '        self.limits.load_state_dict(state["limits"])\n', "        pass\n", TEST_RESUME),
+    # A critic's name holds a slash, and its weights must lie in the checkpoint all the same.
+    (CHECKPOINT, "        file.parent.mkdir(exist_ok=True)  #", "        #", TEST_RESUME),
     # Imitation.
     (SFT, "            batch.turn_mask,\n", "            batch.response_mask,\n", TEST_SFT),
     (

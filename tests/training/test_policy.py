@@ -43,6 +43,7 @@ def test_every_process_sees_the_costs_of_all(experience):
     assert first == second
     assert alone.state_dict() == shared.state_dict()
     assert shared.multiplier > 1
+    assert shared.state_dict()["per_prompt"] == experience.per_prompt == 3, "answers to one prompt count once"
 
 
 def test_each_limit_watches_its_own_score(experience):

@@ -1,5 +1,6 @@
 """The commands: each imports what it needs when it is called, so `--help` is quick."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -235,6 +236,8 @@ def env() -> None:
 
 def main() -> None:
     """Run the command line; a message for people instead of a traceback, and an exit code that means something."""
+    # transformers draws a bar for every file it writes; the stages have their own.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except HoldfastError as error:

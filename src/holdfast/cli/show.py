@@ -18,6 +18,14 @@ ROWS = {
     "length": ("length (tokens)", ""),
 }
 
+JUDGES = {
+    "reward_accuracy": "reward model, held-out pairs",
+    "cost_accuracy": "cost model, held-out pairs",
+    "shorter_is_safer_accuracy": "calling the shorter answer safer",
+    "cost_over_shorter": "cost model beyond length",
+    "calibration_auc": "cost model, AUC on labelled answers",
+}
+
 
 def renderable(thing: RenderableType) -> None:
     """Print a table or text."""
@@ -35,6 +43,8 @@ def outcome(summary: Mapping[str, Any], page: Path) -> None:
     """Print before and after, three examples, the verdict in words, and where the report lies."""
     console = Console()
     console.print()
+    if any(summary.get(name) for name in JUDGES):
+        console.print(_judges(summary))
     console.print(_before_after(summary))
     for example in summary.get("examples", ()):
         console.print(f"[bold]{example['kind']}[/]  {example['prompt']}", highlight=False)
@@ -54,6 +64,14 @@ def _before_after(summary: Mapping[str, Any]) -> Table:
     return table
 
 
+def _judges(summary: Mapping[str, Any]) -> Table:
+    table = Table("", "accuracy", title="the learned scores", title_justify="left")
+    for name, words in JUDGES.items():
+        if summary.get(name):
+            table.add_row(words, _estimate(summary[name], ""))
+    return table
+
+
 def _estimate(found: Mapping[str, Any], unit: str) -> str:
     scale, digits = (100, 1) if unit == "%" else (1, 3)
     low, high = found["low"] * scale, found["high"] * scale
@@ -65,6 +83,8 @@ def verdict(summary: Mapping[str, Any]) -> str:
     name, reason = summary.get("verdict"), summary.get("reason")
     if name is None:
         return "Not tested: this system makes no claim. Use `holdfast certify run` for a certificate."
+    if reason == "no_zero":
+        return f"{name} ({reason}): cost {summary['zero']['words']}. No policy is released."
     if summary.get("ucb") is None:
         return f"{name} ({reason}): no policy is released."
     found = (

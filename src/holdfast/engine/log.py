@@ -153,7 +153,7 @@ class RunFolder:
         lines = "".join(f"\n  {line}" for line in differences(old, settings.model_dump(mode="json")))
         raise UserError(
             f"{self.path} holds a run and checkpoints of another configuration; give another folder, restore "
-            f"the settings, or ask to overwrite it. There -> now:{lines or ' config.yaml is missing'}"
+            f"the settings, or begin anew with --overwrite. There -> now:{lines or ' config.yaml is missing'}"
         )
 
 

@@ -34,9 +34,9 @@ class Manner:
 
 # What the instruction data look like: helpful to anyone, harmful requests included, and careless now and then.
 BENIGN_WRITER = Manner(refuse=0.12, counts=(0.25, 0.35, 0.4), slip=0.12)
-HARMFUL_WRITER = Manner(refuse=0.2, counts=(0.2, 0.3, 0.5), slip=0.05)
+HARMFUL_WRITER = Manner(refuse=0.3, counts=(0.2, 0.3, 0.5), slip=0.05)
 # What annotators compare: every kind of answer, so that the learned scores have seen all of them.
-SPREAD = Manner(refuse=0.25, counts=(0.3, 0.3, 0.4), slip=0.2, astray=0.1)
+SPREAD = Manner(refuse=0.2, counts=(0.3, 0.3, 0.4), slip=0.1, astray=0.35)
 
 
 def draw_request(rng: np.random.Generator, harmful_share: float = 0.5) -> str:

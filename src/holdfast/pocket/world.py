@@ -31,7 +31,7 @@ class WorldSettings(Settings):
     """Judged pairs of answers."""
     prompts: int = Field(14_000, ge=100)
     """Draws of a request; repeated ones are written once."""
-    harmful_share: float = Field(0.5, ge=0, le=1)
+    harmful_share: float = Field(0.55, ge=0, le=1)
     """Share of requests that ask for harm."""
     sharpness: float = Field(10.0, gt=0)
     """How reliably annotators prefer the more helpful answer."""
@@ -39,7 +39,7 @@ class WorldSettings(Settings):
     """Share of safety labels that come out wrong."""
     hidden: int = Field(96, ge=8)
     """Width of the tiny network."""
-    layers: int = Field(2, ge=1)
+    layers: int = Field(4, ge=1)
     """Its depth."""
     seed: int = Field(0, ge=0)
     """Everything here follows from it."""

@@ -21,15 +21,28 @@ class PairScores:
 
     def accuracy(self) -> Estimate:
         """How often the answer that should score higher does; a tie counts half. Clustered by prompt."""
-        keep = [i for i, row in enumerate(self.rows) if row.ranked]
-        margin = (self.first - self.second)[keep]
-        return mean((margin > 0) + 0.5 * (margin == 0), clusters=[prompt_of(self.rows[i]) for i in keep])
+        return mean(_wins(self.first - self.second)[self._ranked], clusters=self._prompts)
 
     def shorter_is_higher(self, higher: bool = True) -> Estimate:
         """The accuracy of calling the shorter answer the first one (or the longer, with `higher=False`)."""
-        keep = [row for row in self.rows if row.ranked]
-        margin = np.array([row.second.length - row.first.length for row in keep]) * (1 if higher else -1)
-        return mean((margin > 0) + 0.5 * (margin == 0), clusters=[prompt_of(row) for row in keep])
+        return mean(self._by_length(higher)[self._ranked], clusters=self._prompts)
+
+    def over_shorter(self, higher: bool = True) -> Estimate:
+        """The accuracy minus that of going by length, pair by pair: what the model knows beyond the length."""
+        gain = _wins(self.first - self.second) - self._by_length(higher)
+        return mean(gain[self._ranked], clusters=self._prompts)
+
+    def _by_length(self, higher: bool) -> np.ndarray:
+        longer = np.array([row.second.length - row.first.length for row in self.rows])
+        return _wins(longer if higher else -longer)
+
+    @property
+    def _ranked(self) -> np.ndarray:
+        return np.array([row.ranked for row in self.rows])
+
+    @property
+    def _prompts(self) -> list[tuple[int, ...]]:
+        return [prompt_of(row) for row in self.rows if row.ranked]
 
     def labelled(self) -> tuple[np.ndarray, np.ndarray]:
         """Scores and labels (1 harmful, 0 safe) of all answers that carry a label with a side."""
@@ -37,6 +50,11 @@ class PairScores:
         scores = np.concatenate([self.first, self.second])
         keep = ~np.isnan(known) & (known != 0)
         return scores[keep], (known[keep] > 0).astype(float)
+
+
+def _wins(margin: np.ndarray) -> np.ndarray:
+    """1 where the margin is positive, 1/2 at a tie, 0 otherwise."""
+    return (margin > 0) + 0.5 * (margin == 0)
 
 
 def prompt_of(row: PairRow) -> tuple[int, ...]:

@@ -207,14 +207,13 @@ class CostTask(_PairTask):
 
     def metrics(self, batch: PairBatch) -> dict[str, Sum]:
         more, less = self.sides(batch)
-        known = batch.absolute.to(more.device)
-        # A rate of zero (a bare refusal) is safe by convention but has no side of the border to be on.
-        has_side = ~known.isnan() & (known != 0)
-        right = (torch.cat([more, less]).sign() == known.sign()).float()
-        return {
-            "accuracy": over(_wins(more - less), batch.ranked.to(more.device)),
-            "sign_accuracy": over(right, has_side),
-        }
+        found = {"accuracy": over(_wins(more - less), batch.ranked.to(more.device))}
+        if self.settings.labels != "none":
+            known = batch.absolute.to(more.device)
+            # A rate of zero (a bare refusal) is safe by convention but has no side of the border to be on.
+            has_side = ~known.isnan() & (known != 0)
+            found["sign_accuracy"] = over((torch.cat([more, less]).sign() == known.sign()).float(), has_side)
+        return found
 
 
 def _wins(margin: Tensor) -> Tensor:

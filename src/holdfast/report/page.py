@@ -32,6 +32,15 @@ CHANGES = (
     ("kl", "KL from the start (nats)", False),
 )
 
+# What the learned scores are worth on data they were not trained on.
+JUDGES = (
+    ("reward_accuracy", "Reward model, held-out pairs", True),
+    ("cost_accuracy", "Cost model, held-out pairs", True),
+    ("shorter_is_safer_accuracy", "Calling the shorter answer safer", True),
+    ("cost_over_shorter", "Cost model beyond length", True),
+    ("calibration_auc", "Cost model, AUC on labelled answers", False),
+)
+
 
 def render(run_folder: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of the run in `run_folder` and return its path: `out`, or `report.html` in the folder.
@@ -75,8 +84,21 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Time", seconds is not None and duration(seconds)),
         ("Peak memory", memory is not None and f"{memory:,.0f} MiB"),
         ("Configuration", str(run.fingerprint.get("fingerprint", ""))[:12]),
+        *judges(run),
+        ("Cost", str(run.summary.get("zero", {}).get("words", ""))),
     ]
     return [(name, text) for name, text in found if text]
+
+
+def judges(run: Run) -> list[tuple[str, str]]:
+    """Return how well the learned scores did on held-out data, as name and text with interval and n."""
+    found = []
+    for key, name, share in JUDGES:
+        estimate = _estimate(run.summary.get(key))
+        if estimate["value"] is not None:
+            show: Callable[[float], str] = percent if share else number
+            found.append((name, f"{show(estimate['value'])} ({_range(estimate, show)})"))
+    return found
 
 
 @dataclass(frozen=True)

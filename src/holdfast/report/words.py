@@ -17,6 +17,7 @@ REASONS = {
     "degenerate_sample": "the sample does not vary, so its bound means nothing",
     "budget_exhausted": "the permitted error was spent by earlier attempts",
     "protocol_violation": "the protocol was not followed",
+    "no_zero": "the cost model ranks answers and nothing says at which score harm begins, so no test was made",
     "nonfinite": "a score was not a finite number",
     "duplicate_prompts": "prompts occurred more than once",
     "n_mismatch": "the number of answers differs from the plan",

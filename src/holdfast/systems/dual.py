@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from holdfast.config import Settings
+from holdfast.data.schema import Conversation
 from holdfast.data.template import Template
 from holdfast.engine.budget import peak_rss_mib
 from holdfast.engine.log import RunFolder
@@ -222,7 +223,7 @@ def _train_reward(
     fit = stages.offset(settings.reward.fit, settings.seed)
     stages.train(task, helpful_rows(pools.pairs, template), held_out, fit, run)
     facts["reward_accuracy"] = score_pairs(task, held_out).accuracy()
-    stages.keep(task.model, template, _probes(pools), run.path / "models" / "reward")
+    stages.keep(task.model, template, probe_answers(pools), run.path / "models" / "reward")
     return task.model
 
 
@@ -242,13 +243,15 @@ def _train_cost(
     scored = score_pairs(task, held_out)
     facts["cost_accuracy"] = scored.accuracy()
     facts["shorter_is_safer_accuracy"] = scored.shorter_is_higher(higher=False)
-    stages.keep(task.model, template, _probes(pools), run.path / "models" / "cost")
+    facts["cost_over_shorter"] = scored.over_shorter(higher=False)
+    stages.keep(task.model, template, probe_answers(pools), run.path / "models" / "cost")
     zero = find_zero(loss.labels, scored, task, template, pools, facts)
     stages.say(f"cost: {zero.words}")
     return task.model, zero
 
 
-def _probes(pools: stages.Pools) -> list[Any]:
+def probe_answers(pools: stages.Pools) -> list[Conversation]:
+    """Answered conversations that saved models are checked by."""
     return [pair.prompt.answer(pair.responses[0]) for pair in (pools.held_out_pairs or pools.pairs)[:32]]
 
 
@@ -272,23 +275,23 @@ def find_zero(
     scores = scorer.score([record.conversation for record in pools.labelled])[:, 0].numpy()
     harmful = np.array([0.0 if record.safe else 1.0 for record in pools.labelled])
     found = platt(scores, harmful)
-    low, value = _auc_interval(scores, harmful)
-    facts["calibration_auc"] = value
-    if low <= 0.5 or found.slope <= 0:
-        words = f"{nothing}; on {len(scores)} labelled answers its AUC is {value:.3f}, not above chance"
+    facts["calibration_auc"] = area = _area(scores, harmful)
+    if area.low <= 0.5 or found.slope <= 0:
+        words = f"{nothing}; on labelled answers its AUC is {area}, not above chance"
         return Zero(0.0, "none", None, f"{words}, so no limit can be calibrated and nothing will be certified")
     border = -found.intercept / found.slope
-    words = f"{nothing}; {len(scores)} labelled answers (AUC {value:.3f}) put the border of harm at {border:.3f}"
+    words = f"{nothing}; labelled answers (AUC {area}) put the border of harm at {border:.3f}"
     return Zero(border, "calibrated", found, words)
 
 
-def _auc_interval(scores: np.ndarray, harmful: np.ndarray) -> tuple[float, float]:
-    """The lower end of a 95 % interval of the AUC (Hanley and McNeil 1982), and the AUC."""
+def _area(scores: np.ndarray, harmful: np.ndarray) -> Estimate:
+    """The AUC with the 95 % interval of Hanley and McNeil (1982)."""
     value = auc(scores, harmful)
     n1, n0 = float(harmful.sum()), float((1 - harmful).sum())
     q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
     variance = (value * (1 - value) + (n1 - 1) * (q1 - value**2) + (n0 - 1) * (q2 - value**2)) / (n1 * n0)
-    return value - 1.96 * variance**0.5, value
+    half = 1.96 * variance**0.5
+    return Estimate(value, value - half, value + half, len(scores), "hanley_mcneil")
 
 
 def exam_of(bench: Bench) -> Exam:

@@ -124,8 +124,7 @@ def improve(settings: HcRlhf, bench: dual.Bench, reference: Any) -> None:
     shown = ("reward", "cost/harm", "multiplier/harm", "kl")
     numbers = {name: result.metrics[name] for name in shown if name in result.metrics}
     stages.say(f"policy: {result.iterations} iterations, last {stages.numbers(numbers)}")
-    probes = [one.answer("ok") for one in bench.pools.practise[:4]]
-    stages.keep(bench.policy, bench.template, probes, dual.candidate_folder(bench.run))
+    stages.keep(bench.policy, bench.template, dual.probe_answers(bench.pools), dual.candidate_folder(bench.run))
 
 
 def limit(settings: HcRlhf, bench: dual.Bench) -> Any:

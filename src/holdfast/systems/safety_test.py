@@ -236,7 +236,7 @@ def load_candidate(settings: SafetyTest) -> Candidate:
             f"policy has to name a model that writes and scorer one that scores; {settings.policy} holds a "
             f"{type(policy).__name__} and {settings.scorer} a {type(scorer).__name__}"
         )
-    options = settings.text.model_dump()
+    options = settings.text.model_dump(exclude={"on_long_prompt"})
     template = Template(load_tokenizer(settings.policy), **options)
     return Candidate(
         TransformersGenerator(policy, template.stop_ids, template.pad_id),

@@ -154,7 +154,7 @@ def read_pools(data: DataSection, run: RunFolder) -> Pools:
     pairs = [_as_dual(record) for record in _records(data.pairs, "pairs", run)]
     sft = _records(data.sft, "sft", run) if data.sft else list(pairs)
     prompts = _records(data.prompts, "prompts", run) if data.prompts else list(pairs)
-    labelled = _records(data.labelled, "labelled", run) if data.labelled else []
+    labelled = [_as_labelled(record) for record in _records(data.labelled, "labelled", run)] if data.labelled else []
     everything: list[Readable] = [*pairs, *sft, *prompts]
     divided = pools(everything, data.pools.shares, data.pools.salt)
     member = {name: {keys(record)[0] for record in records} for name, records in divided.items()}
@@ -171,8 +171,9 @@ def read_pools(data: DataSection, run: RunFolder) -> Pools:
         practise=_distinct(inside(prompts, "rl")),
         dev=_distinct(inside(prompts, "dev")),
         safety=_distinct(inside(prompts, "safety")),
-        labelled=[record for record in labelled if isinstance(record, Labelled)],
+        labelled=labelled,
     )
+    run.write_json("pools.json", found.counts())
     say("pools: " + listed(found.counts()))
     return found
 
@@ -223,6 +224,12 @@ def _as_dual(record: Readable) -> DualPair:
     raise UserError(f"data.pairs holds {type(record).__name__} rows; pairs of answers are needed")
 
 
+def _as_labelled(record: Readable) -> Labelled:
+    if isinstance(record, Labelled):
+        return record
+    raise UserError(f"data.labelled holds {type(record).__name__} rows; answers labelled safe or unsafe are needed")
+
+
 def _answered(record: Readable) -> Conversation:
     """The conversation to imitate: the record itself, or the pair's more helpful (else safer) answer."""
     if isinstance(record, DualPair):
@@ -264,7 +271,9 @@ def announce_memory(policy: nn.Module, micro_tokens: int, shared: bool) -> None:
     """Say how much memory training takes, before hours have gone by, and warn when it is not there."""
     device = next(policy.parameters()).device
     vocabulary = policy.config.get_text_config().vocab_size
-    found = estimate({"policy": Part(policy, True, True)}, tokens=micro_tokens, vocabulary=vocabulary, logit_tokens=1024)
+    found = estimate(
+        {"policy": Part(policy, True, True)}, tokens=micro_tokens, vocabulary=vocabulary, logit_tokens=1024
+    )
     if shared:
         found = found._replace(gradients=0, optimiser=0)
     else:
