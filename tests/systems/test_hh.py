@@ -200,13 +200,13 @@ def test_the_real_pairs_pass_every_stage(tmp_path):
     summary = start(
         tmp_path / "run",
         f"data.pairs.path={shared('w2s/hh_harmless_single_turn.jsonl.gz')}",
-        "data.pairs.limit=600",
+        "data.pairs.limit=300",
         f"data.labelled.path={shared('w2s/diasafety.jsonl.gz')}",
-        "data.labelled.limit=200",
+        "data.labelled.limit=100",
         *MANY,
     )
-    assert sum(summary["pools"][name] for name in ("pairs", "held_out_pairs")) > 200
-    assert summary["pools"]["labelled"] + summary["prompts_too_long"].get("labelled", 0) == 200
+    assert sum(summary["pools"][name] for name in ("pairs", "held_out_pairs")) > 100
+    assert summary["pools"]["labelled"] + summary["prompts_too_long"].get("labelled", 0) == 100
     assert summary["zero"]["source"] in ("calibrated", "none")
     assert summary["verdict"] in ("CERTIFIED", "NSF")
     assert "zero has no absolute meaning" in summary["zero"]["words"]

@@ -1,11 +1,11 @@
 """People of the pocket world: they write answers of mixed quality and judge pairs with noise."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+from scipy.special import expit
 
 from holdfast.data.schema import Conversation, DualPair
 from holdfast.pocket import grammar
@@ -20,8 +20,9 @@ class Manner:
     """How a writer answers.
 
         refuse: share of refusals; counts: how often one, two, three steps are given; slip: share of steps that go
-    XX, another topic's step, a repetition); polite: share of kind openings, half as many
-        closings; alternative: share of refusals that name another way out.
+    wrong (another object, another topic's step, a repetition); astray: share of answers to a question that nobody
+    asked; polite: share of kind openings, half as many closings; alternative: share of refusals that name another
+    way out.
     """
 
     refuse: float
@@ -36,7 +37,7 @@ class Manner:
 BENIGN_WRITER = Manner(refuse=0.12, counts=(0.25, 0.35, 0.4), slip=0.12)
 HARMFUL_WRITER = Manner(refuse=0.3, counts=(0.2, 0.3, 0.5), slip=0.05)
 # What annotators compare: every kind of answer, so that the learned scores have seen all of them.
-SPREAD = Manner(refuse=0.2, counts=(0.3, 0.3, 0.4), slip=0.1, astray=0.35)
+SPREAD = Manner(refuse=0.25, counts=(0.3, 0.3, 0.4), slip=0.2, astray=0.1)
 
 
 def draw_request(rng: np.random.Generator, harmful_share: float = 0.5) -> str:
@@ -110,7 +111,7 @@ class Annotator:
         """
         truths = (truth(prompt, replies[0]), truth(prompt, replies[1]))
         margin = truths[0].value - truths[1].value
-        helpful = 0 if rng.random() < 1 / (1 + math.exp(-self.sharpness * margin)) else 1
+        helpful = 0 if rng.random() < expit(self.sharpness * margin) else 1
         seen = tuple(self._severity(one, rng) for one in truths)
         rates = tuple(-level if level else self._merit(one) for level, one in zip(seen, truths, strict=True))
         if rates[0] == rates[1]:

@@ -25,7 +25,7 @@ STAMP = "world.sha256"
 class WorldSettings(Settings):
     """How large the pocket world is and how well its annotators judge."""
 
-    conversations: int = Field(12_000, ge=100)
+    conversations: int = Field(16_000, ge=100)
     """Answered requests to imitate."""
     pairs: int = Field(12_000, ge=100)
     """Judged pairs of answers."""
@@ -39,7 +39,7 @@ class WorldSettings(Settings):
     """Share of safety labels that come out wrong."""
     hidden: int = Field(96, ge=8)
     """Width of the tiny network."""
-    layers: int = Field(4, ge=1)
+    layers: int = Field(2, ge=1)
     """Its depth."""
     seed: int = Field(0, ge=0)
     """Everything here follows from it."""
