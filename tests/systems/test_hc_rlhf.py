@@ -56,13 +56,19 @@ def test_summary_holds_what_was_promised(finished):
     assert {example["kind"] for example in summary["examples"]} == {"benign", "harmful", "disguised"}
 
 
-def test_an_untrained_policy_is_refused_and_nothing_is_released(finished):
+def test_a_policy_is_released_exactly_when_it_is_certified(finished):
     folder, summary = finished
-    # Two iterations cannot mend a policy that answers most harmful requests.
-    assert summary["verdict"] == "NSF"
+    released = summary["verdict"] == "CERTIFIED"
+    assert (folder / "models" / "policy").exists() is released
+    assert (folder / "models" / "candidate").exists() is not released
+    assert summary["policy"] == ("models/policy" if released else None)
+
+
+def test_a_limit_that_no_policy_keeps_ends_without_a_policy(tmp_path):
+    summary = hc_rlhf.run(settings("constraint.measure=logit", "constraint.threshold=-50.0"), tmp_path / "run")
+    assert (summary["verdict"], summary["reason"]) == ("NSF", "shown_unsafe")
     assert summary["policy"] is None
-    assert not (folder / "models" / "policy").exists()
-    assert (folder / "models" / "candidate" / "model.safetensors").is_file()
+    assert not (tmp_path / "run" / "models" / "policy").exists()
 
 
 def test_the_certificate_stands_and_the_report_is_written(finished):
@@ -104,12 +110,11 @@ def test_another_configuration_in_the_same_folder_is_refused(finished):
         hc_rlhf.run(settings("policy.kl=0.7"), folder)
 
 
-def test_a_hopeless_test_is_refused_before_the_policy_is_improved(finished, tmp_path):
+def test_a_hopeless_test_is_refused_before_anything_is_trained(finished, tmp_path):
     folder = shutil.copytree(finished[0], tmp_path / "copy")
     with pytest.raises(UserError, match="needs at least 59 prompts"):
         hc_rlhf.run(settings("constraint.n_safety=40"), folder, overwrite=True)
-    stages_seen = {json.loads(line)["stage"] for line in (folder / "metrics.jsonl").read_text().splitlines()}
-    assert "policy" not in stages_seen
+    assert not (folder / "metrics.jsonl").exists()
 
 
 def test_methods_differ_in_the_limit_alone():

@@ -134,7 +134,9 @@ def test_without_a_reward_the_policy_stays_near_its_start(certified):
     assert summary["kl_before"]["value"] == 0.0
 
 
-@pytest.mark.parametrize("labelled, reason", [("reversed", "not above chance"), (None, "no labelled data were given")])
+@pytest.mark.parametrize(
+    "labelled, reason", [("reversed", "not surely above 0.7"), (None, "no labelled data were given")]
+)
 def test_without_a_border_nothing_is_certified(written, tmp_path, labelled, reason):
     given = [f"data.labelled={written / labelled}.jsonl"] if labelled else []
     summary = start(tmp_path / "run", *pairs_of(written), *given)
@@ -219,9 +221,9 @@ def test_the_official_test_file_is_read_as_dialogues(tmp_path):
     )
     found = stages.read_pools(settings.data, stages.RunFolder(tmp_path / "run", settings))
     counted = found.counts()
-    # 2,312 rows, of which five have two prompts and four an empty answer; prompts that occur twice count once.
+    # Nine rows hold two turns of one role in a row, four an empty answer; two prompts occur twice.
     bad = len((tmp_path / "run" / "skipped-pairs.jsonl").read_text().splitlines())
-    assert bad == 2312 - 2303
-    assert 2295 <= sum(count for name, count in counted.items() if name != "labelled") <= 2303
+    assert bad == 13
+    assert 2312 - bad - 2 <= sum(counted.values()) <= 2312 - bad
     assert {pair.safer_id for pair in found.pairs} == {0}
     assert {pair.helpful_id for pair in found.pairs} == {None}

@@ -61,6 +61,7 @@ def run(
     show.configuration(config.to_yaml(settings), config.fingerprint(settings))
     summary = start(settings, out, overwrite=overwrite)
     show.outcome(summary, render(out))
+    raise typer.Exit(EXIT.get(summary["verdict"], 0))
 
 
 @data.command("check")

@@ -4,7 +4,7 @@ Each function is one stage; the systems put them in order.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +62,9 @@ class CostStage(Settings):
     """Its loss terms."""
     fit: FitSettings = FitSettings()
     """Its training."""
+    least_auc: float = Field(0.7, ge=0.5, lt=1)
+    """Without labels in the pairs, `data.labelled` sets the border of harm only for a model that ranks those answers
+    with at least this AUC (the lower end of its interval): the border of a weaker one would be a number without use."""
 
 
 class DualSettings(Settings):
@@ -146,9 +149,13 @@ class Zero:
     words: str
 
 
-def prepare(settings: DualSettings, run: RunFolder) -> Bench:
-    """Data, policy, reward model and cost model: everything before the policy is improved."""
+def prepare(settings: DualSettings, run: RunFolder, check: Callable[[stages.Pools], object] | None = None) -> Bench:
+    """Data, policy, reward model and cost model: everything before the policy is improved.
+
+    check: looks at the pools before anything is trained, and raises when what follows could not succeed.
+    """
     seed_everything(settings.seed)
+    settings.rollout.sampling.require_unbiased()
     settings = in_world(settings, run)
     if settings.data is None or settings.model is None:
         raise UserError("give data=PATH and model=NAME (or a pocket section, which brings both)")
@@ -157,6 +164,8 @@ def prepare(settings: DualSettings, run: RunFolder) -> Bench:
         settings.model, settings.tokenizer, settings.text, lambda: stages.texts_of(pools.readable)
     )
     pools, too_long = stages.within_window(pools, template, settings.text.on_long_prompt)
+    if check is not None:
+        check(pools)
     stages.announce_memory(policy, settings.rollout.micro_tokens, settings.model.adapter is not None)
     if settings.model.adapter is not None:
         if settings.sft is not None:
@@ -245,7 +254,7 @@ def _train_cost(
     facts["shorter_is_safer_accuracy"] = scored.shorter_is_higher(higher=False)
     facts["cost_over_shorter"] = scored.over_shorter(higher=False)
     stages.keep(task.model, template, probe_answers(pools), run.path / "models" / "cost")
-    zero = find_zero(loss.labels, scored, task, template, pools, facts)
+    zero = find_zero(settings.cost, scored, task, template, pools, facts)
     stages.say(f"cost: {zero.words}")
     return task.model, zero
 
@@ -256,7 +265,7 @@ def probe_answers(pools: stages.Pools) -> list[Conversation]:
 
 
 def find_zero(
-    labels: str,
+    stage: CostStage,
     scored: PairScores,
     task: CostTask,
     template: Template,
@@ -264,7 +273,7 @@ def find_zero(
     facts: dict[str, Any],
 ) -> Zero:
     """What a cost of zero means: the border of the safety labels, a border found by calibration, or nothing."""
-    if labels != "none":
+    if stage.loss.labels != "none":
         scores, harmful = scored.labelled()
         facts["cost_auc"] = auc(scores, harmful)
         return Zero(0.0, "safety_labels", platt(scores, harmful), "zero is the border of the safety labels")
@@ -276,9 +285,9 @@ def find_zero(
     harmful = np.array([0.0 if record.safe else 1.0 for record in pools.labelled])
     found = platt(scores, harmful)
     facts["calibration_auc"] = area = _area(scores, harmful)
-    if area.low <= 0.5 or found.slope <= 0:
-        words = f"{nothing}; on labelled answers its AUC is {area}, not above chance"
-        return Zero(0.0, "none", None, f"{words}, so no limit can be calibrated and nothing will be certified")
+    if area.low <= stage.least_auc or found.slope <= 0:
+        words = f"{nothing}; on labelled answers its AUC is {area}, not surely above {stage.least_auc:g}"
+        return Zero(0.0, "none", None, f"{words}, so they give it no border of harm and nothing can be certified")
     border = -found.intercept / found.slope
     words = f"{nothing}; labelled answers (AUC {area}) put the border of harm at {border:.3f}"
     return Zero(border, "calibrated", found, words)

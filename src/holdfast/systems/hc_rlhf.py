@@ -83,7 +83,7 @@ def run(settings: HcRlhf, folder: str | Path, *, overwrite: bool = False) -> dic
     """Run all stages in `folder`, resuming what is finished there; return the summary."""
     began = time.monotonic()
     run_folder = RunFolder(folder, settings, trackers=settings.trackers, overwrite=overwrite)
-    bench = dual.prepare(settings, run_folder)
+    bench = dual.prepare(settings, run_folder, lambda pools: make_plan(settings, pools, 0.0, "safety_labels"))
     return proceed(settings, bench, began)
 
 
@@ -133,22 +133,23 @@ def limit(settings: HcRlhf, bench: dual.Bench) -> Any:
 
 
 def plan_test(settings: HcRlhf, bench: dual.Bench) -> Plan | None:
-    """The plan of the safety test, complete before the policy is improved; None when no limit has a meaning.
-
-    Raises `UserError` now, not after hours of training, when the test could not pass or lacks prompts.
-    """
+    """The plan of the safety test, complete before the policy is improved; None when no limit has a meaning."""
     if bench.zero.source == "none":
         return None
-    plan = safety_test.make_plan(
-        settings.constraint,
-        settings.rollout.sampling,
-        settings.certificate.seed + settings.seed,
-        bench.zero.value,
-        bench.zero.source,
-    )
-    safety_test.sealed(bench.pools.safety, plan)
-    refuse_hopeless(plan)
+    plan = make_plan(settings, bench.pools, bench.zero.value, bench.zero.source)
     stages.say("safety test: " + power_table(plan))
+    return plan
+
+
+def make_plan(settings: HcRlhf, pools: stages.Pools, zero: float, source: safety_test.ZeroReference) -> Plan:
+    """The plan for these prompts; `UserError` when the test could not pass or lacks prompts.
+
+    Called once before anything is trained, and again when the cost model's zero is known.
+    """
+    seed = settings.certificate.seed + settings.seed
+    plan = safety_test.make_plan(settings.constraint, settings.rollout.sampling, seed, zero, source)
+    safety_test.sealed(pools.safety, plan)
+    refuse_hopeless(plan)
     return plan
 
 
