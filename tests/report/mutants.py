@@ -40,7 +40,7 @@ MUTANTS = [
         "test_panels.py",
         ('100.0 if self.unit.startswith("%")', '1.0 if self.unit.startswith("%")'),
         ("float(thresholds[-1])", "float(thresholds[0])"),
-        ("if limit is not None", "if limit"),
+        ('measure in ("flag", "probability")', 'measure in ("logit", "probability")'),
         ("scale * values, style, dropped", "scale * values, style"),
         ("if member == group]", "]"),
     ),

@@ -121,11 +121,19 @@ def test_scores_that_are_not_finite_are_counted_and_left_out(run: Run) -> None:
 
 
 def test_the_limit_is_the_last_threshold_also_when_it_is_zero(run: Run) -> None:
-    assert cost_limit(run) == 0.0
+    assert cost_limit(run) == (0.0, "limit")
     assert "The limit on the mean is 0." in reply_drawings(run)[-1].note
     later = with_policy(run, [{"step": 1, "threshold": 2.0}, {"step": 2, "threshold": -1.5}])
-    assert cost_limit(later) == -1.5
+    assert cost_limit(later) == (-1.5, "limit")
     assert cost_limit(dataclasses.replace(run, metrics=())) is None
+
+
+def test_where_a_share_is_limited_the_line_is_the_border_of_harm(run: Run) -> None:
+    config = {**run.config, "constraint": {"measure": "flag"}}
+    summary = {**run.summary, "zero": {"value": 0.4}}
+    assert cost_limit(dataclasses.replace(run, config=config, summary=summary)) == (0.4, "harmful above")
+    logit = {**run.config, "constraint": {"measure": "logit"}}
+    assert cost_limit(dataclasses.replace(run, config=logit, summary=summary)) == (0.0, "limit")
 
 
 def test_nothing_to_draw_draws_nothing(run: Run) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.report import plots
-from holdfast.report.plots import Curve, curves, histogram, interval, scatter, smooth, spread, thin
+from holdfast.report.plots import Curve, Limit, curves, histogram, interval, scatter, smooth, spread, thin
 
 
 def line(label: str, values: list[float], style: str = "line") -> Curve:
@@ -110,19 +110,19 @@ def test_thin_keeps_few_points_and_both_extremes_in_order() -> None:
 def test_the_scatter_fills_the_harmful_and_keeps_the_window_it_is_given() -> None:
     cloud = (np.array([0.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0]), np.array([True, False, False]))
     window = ((-5.0, 5.0), (-4.0, 8.0))
-    svg = scatter({"benign": cloud}, window, 0.5, "Scatter")
+    svg = scatter({"benign": cloud}, window, Limit(0.5, "limit"), "Scatter")
     marks = re.findall(r'<use [^>]*x="([0-9.]+)"[^>]*style="(fill: var\(--series-1\)|fill-opacity: 0);', svg)
     # The axes begin at a tenth of 331.2 units, are 0.88 of them wide, and hold the rewards -5 to 5.
     places = {reward: f"{33.12 + 29.1456 * (reward + 5):.4f}".rstrip("0") for reward in (0, 1, 2)}
     assert [x for x, fill in marks if fill == "fill-opacity: 0"] == [places[1], places[2]]
     assert (places[0], "fill: var(--series-1)") in marks
     assert {"benign", "limit", "learned cost", "learned reward"} <= words(svg)
-    assert "limit" not in words(scatter({"benign": cloud}, window, 99.0, "Scatter"))
+    assert "limit" not in words(scatter({"benign": cloud}, window, Limit(99.0, "limit"), "Scatter"))
 
 
 def test_the_histogram_names_its_groups_and_marks_the_limit() -> None:
     costs = np.array([-1.0, 0.0, 0.5, 2.0])
-    svg = histogram({"before": costs, "after": costs - 1}, 0.25, "Costs")
+    svg = histogram({"before": costs, "after": costs - 1}, Limit(0.25, "limit"), "Costs")
     assert svg.count('class="outline"') == 2
     assert {"before", "after", "limit", "% of replies"} <= words(svg)
     assert "limit" not in words(histogram({"all": costs}, None, "Costs"))

@@ -8,6 +8,7 @@ import os
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -18,7 +19,7 @@ from holdfast.cli.show import verdict
 from holdfast.data.schema import Conversation, Labelled
 from holdfast.errors import UserError
 from holdfast.report.page import render
-from holdfast.systems import hc_rlhf, recipe, stages
+from holdfast.systems import dual, hc_rlhf, recipe, stages
 
 SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 SMALL = (
@@ -125,6 +126,20 @@ def test_labelled_answers_give_zero_a_meaning(certified):
     page = render(folder).read_text()
     assert "Calling the shorter answer safer" in page
     assert "put the border of harm at" in page
+
+
+def test_the_interval_of_the_auc_agrees_with_another_formula():
+    rng = np.random.default_rng(0)
+    safe, unsafe = rng.normal(0.0, 1.0, 300), rng.normal(0.6, 1.0, 200)
+    found = dual.area(np.concatenate([safe, unsafe]), np.repeat([0.0, 1.0], [300, 200]))
+    # DeLong's variance: that of the mean rank of each unsafe answer among the safe ones, and the other way round.
+    wins = np.array([[float(u > s) for s in safe] for u in unsafe])
+    deviation = (wins.mean(1).var(ddof=1) / 200 + wins.mean(0).var(ddof=1) / 300) ** 0.5
+    assert found.value == pytest.approx(wins.mean())
+    assert found.n == 500
+    # Hanley and McNeil assume a shape of the scores where DeLong counts, so they differ in the third digit.
+    assert found.high - found.value == pytest.approx(1.96 * deviation, rel=0.05)
+    assert found.value - found.low == pytest.approx(found.high - found.value)
 
 
 def test_without_a_reward_the_policy_stays_near_its_start(certified):

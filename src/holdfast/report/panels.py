@@ -7,7 +7,7 @@ import numpy as np
 from markupsafe import Markup
 
 from holdfast.report import plots
-from holdfast.report.plots import Cloud, Curve
+from holdfast.report.plots import Cloud, Curve, Limit
 from holdfast.report.read import Array, Row, Run, as_number, column, evenly
 from holdfast.report.words import number
 
@@ -167,13 +167,25 @@ def reply_drawings(run: Run) -> list[Drawing]:
     return [*pictures, _histogram(groups, limit, dropped=len(run.scores) - len(everything))]
 
 
-def cost_limit(run: Run) -> float | None:
-    """Return the threshold on the learned cost that the policy was last trained under, or None."""
-    _, thresholds = column(run.stage(POLICY), "threshold")
-    return float(thresholds[-1]) if len(thresholds) else None
+def cost_limit(run: Run) -> Limit | None:
+    """Return the line on the axis of learned costs: the border of harm, or the limit on the mean cost, or None.
+
+    Where a share of answers is limited, the border says which answers count; the summary knows it as the zero.
+    """
+    settings = run.config.get("constraint")
+    measure = settings.get("measure") if isinstance(settings, Mapping) else None
+    zero = run.summary.get("zero")
+    if measure in ("flag", "probability") and isinstance(zero, Mapping):
+        border = as_number(zero.get("value"))
+        return None if border is None else Limit(border, "harmful above")
+    rows = run.stage(POLICY)
+    for key in dict.fromkeys(name for row in rows for name in row if name.split("/")[0] == "threshold"):
+        _, thresholds = column(rows, key)
+        return Limit(float(thresholds[-1]), "limit") if len(thresholds) else None
+    return None
 
 
-def _scatter(when: str, rows: Sequence[Row], window: tuple[Range, Range], limit: float | None) -> Drawing:
+def _scatter(when: str, rows: Sequence[Row], window: tuple[Range, Range], limit: Limit | None) -> Drawing:
     shown = evenly(rows, MOST_REPLIES)
     clouds: dict[str, Cloud] = {}
     for kind in dict.fromkeys(_kind(row) for row in shown):
@@ -187,12 +199,13 @@ def _scatter(when: str, rows: Sequence[Row], window: tuple[Range, Range], limit:
     return Drawing(f"Replies {when} training", picture, note)
 
 
-def _histogram(groups: Mapping[str, Sequence[Row]], limit: float | None, dropped: int) -> Drawing:
+def _histogram(groups: Mapping[str, Sequence[Row]], limit: Limit | None, dropped: int) -> Drawing:
     costs = {when: _values(rows, "cost") for when, rows in groups.items()}
     named = {f"{when}, mean {number(float(values.mean()))}": values for when, values in costs.items()}
     note = "Short marks on the axis: the means."
     if limit is not None:
-        note += f" The limit on the mean is {number(limit)}."
+        meaning = "The limit on the mean is" if limit.words == "limit" else "A reply counts as harmful above"
+        note += f" {meaning} {number(limit.value)}."
     if dropped:
         note += f" Not finite, so missing here: the scores of {dropped} replies."
     picture = plots.histogram(named, limit, alt="Distribution of the learned cost of a reply")

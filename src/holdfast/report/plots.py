@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -57,6 +57,13 @@ STYLE: dict[Any, Any] = {
     "legend.handletextpad": 0.2,
     "legend.columnspacing": 1.2,
 }
+
+
+class Limit(NamedTuple):
+    """A line on the axis of costs, and what it says."""
+
+    value: float
+    words: str
 
 
 @dataclass(frozen=True)
@@ -185,7 +192,7 @@ def _label_ends(axes: Axes, lines: Sequence[Curve]) -> None:
 def scatter(
     clouds: Mapping[str, Cloud],
     window: tuple[tuple[float, float], tuple[float, float]],
-    limit: float | None,
+    limit: Limit | None,
     alt: str,
 ) -> Markup:
     """Return reward against cost, one shape per kind of prompt; `clouds`: kind -> rewards, costs, harmful.
@@ -204,16 +211,16 @@ def scatter(
             axes.plot([], [], label=kind, **look)
         axes.set_xlim(*window[0])
         axes.set_ylim(*window[1])
-        if limit is not None and window[1][0] <= limit <= window[1][1]:
-            axes.axhline(limit, **DRAWN["limit"])
-            axes.text(0.995, limit, "limit", transform=axes.get_yaxis_transform(), ha="right", va="bottom")
+        if limit is not None and window[1][0] <= limit.value <= window[1][1]:
+            axes.axhline(limit.value, **DRAWN["limit"])
+            axes.text(0.995, limit.value, limit.words, transform=axes.get_yaxis_transform(), ha="right", va="bottom")
         axes.set_title("learned cost", loc="left", fontsize=9, color=MUTED)
         axes.set_xlabel("learned reward", loc="right")
         axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1.0), ncols=len(clouds), borderaxespad=0)
         return _svg(figure, alt)
 
 
-def histogram(groups: Mapping[str, Array], limit: float | None, alt: str) -> Markup:
+def histogram(groups: Mapping[str, Array], limit: Limit | None, alt: str) -> Markup:
     """Return the distribution of costs, an outline per group over common bins, in per cent of its replies."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
         figure, axes = _axes(4.6, 2.8, left=0.1, right=0.98, top=0.9)
@@ -225,9 +232,9 @@ def histogram(groups: Mapping[str, Array], limit: float | None, alt: str) -> Mar
             axes.stairs(share, edges, color=colour, linewidth=1.5, label=name, gid="outline")
             axes.axvline(costs.mean(), color=colour, linewidth=1.2, ymax=0.06)
         if limit is not None:
-            axes.axvline(limit, **DRAWN["limit"])
-            place = (limit + 0.006 * (edges[-1] - edges[0]), 0.97)
-            axes.text(*place, "limit", transform=axes.get_xaxis_transform(), va="top")
+            axes.axvline(limit.value, **DRAWN["limit"])
+            place = (limit.value + 0.006 * (edges[-1] - edges[0]), 0.97)
+            axes.text(*place, limit.words, transform=axes.get_xaxis_transform(), va="top")
         axes.set_title("% of replies", loc="left", fontsize=9, color=MUTED)
         axes.set_xlabel("learned cost of a reply", loc="right")
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(groups), borderaxespad=0)

@@ -284,16 +284,16 @@ def find_zero(
     scores = scorer.score([record.conversation for record in pools.labelled])[:, 0].numpy()
     harmful = np.array([0.0 if record.safe else 1.0 for record in pools.labelled])
     found = platt(scores, harmful)
-    facts["calibration_auc"] = area = _area(scores, harmful)
-    if area.low <= stage.least_auc or found.slope <= 0:
-        words = f"{nothing}; on labelled answers its AUC is {area}, not surely above {stage.least_auc:g}"
+    facts["calibration_auc"] = ranked = area(scores, harmful)
+    if ranked.low <= stage.least_auc or found.slope <= 0:
+        words = f"{nothing}; on labelled answers its AUC is {ranked}, not surely above {stage.least_auc:g}"
         return Zero(0.0, "none", None, f"{words}, so they give it no border of harm and nothing can be certified")
     border = -found.intercept / found.slope
-    words = f"{nothing}; labelled answers (AUC {area}) put the border of harm at {border:.3f}"
+    words = f"{nothing}; labelled answers (AUC {ranked}) put the border of harm at {border:.3f}"
     return Zero(border, "calibrated", found, words)
 
 
-def _area(scores: np.ndarray, harmful: np.ndarray) -> Estimate:
+def area(scores: np.ndarray, harmful: np.ndarray) -> Estimate:
     """The AUC with the 95 % interval of Hanley and McNeil (1982)."""
     value = auc(scores, harmful)
     n1, n0 = float(harmful.sum()), float((1 - harmful).sum())
