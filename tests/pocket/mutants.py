@@ -28,7 +28,7 @@ MUTANTS = [
     (GRAMMAR, '["just"] if len(steps) == 1', '["just"] if len(steps) == 0', TEST_GRAMMAR),
     (GRAMMAR, "*ALTERNATIVES, *CONNECTIVES, *DETAILS]", "*ALTERNATIVES, *CONNECTIVES]", TEST_GRAMMAR),
     (GRAMMAR, '("crack", "nut"),', '("crack", "safe"),', TEST_GRAMMAR),
-    (ANNOTATORS, "-self.sharpness * margin", "self.sharpness * margin", TEST_ANNOTATORS),
+    (ANNOTATORS, "expit(self.sharpness * margin)", "expit(-self.sharpness * margin)", TEST_ANNOTATORS),
     (ANNOTATORS, "rng.random() >= self.flip", "rng.random() >= self.flip / 2", TEST_ANNOTATORS),
     (ANNOTATORS, "0 if rates[0] > rates[1] else 1", "1 if rates[0] > rates[1] else 0", TEST_ANNOTATORS),
     (ANNOTATORS, "(seen[0] == 0, seen[1] == 0)", "(seen[1] == 0, seen[0] == 0)", TEST_ANNOTATORS),

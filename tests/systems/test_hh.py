@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -43,6 +44,15 @@ CHATML = (
 )
 HARMLESS, HARMFUL = "please ask a doctor for help", "take the knife and hurt them"
 ROWS = 400
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small lose more to waiting threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def start(folder, *overrides):
@@ -170,6 +180,16 @@ def test_labelled_rows_of_another_kind_are_refused(written, tmp_path):
     wrong = write(tmp_path / "pairs.jsonl", [pair])
     with pytest.raises(UserError, match=r"data\.labelled holds DualPair rows"):
         start(tmp_path / "run", *pairs_of(written), f"data.labelled={wrong}")
+
+
+def test_labelled_rows_of_one_label_are_refused(written, tmp_path):
+    with pytest.raises(UserError, match=r"all 1 rows of data\.labelled have one label"):
+        start(
+            tmp_path / "run",
+            *pairs_of(written),
+            f"data.labelled.path={written / 'right.jsonl'}",
+            "data.labelled.limit=1",
+        )
 
 
 def test_a_prompt_that_is_too_long_stops_the_run_unless_it_may_be_skipped(written, tmp_path):

@@ -58,9 +58,12 @@ def run(
     values = config.read_values(systems.recipe(recipe), overrides or [])
     kind, start = systems.find(values.get("system")).load()
     settings = config.build(kind, values)
-    show.configuration(config.to_yaml(settings), config.fingerprint(settings))
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        show.configuration(config.to_yaml(settings), config.fingerprint(settings))
     summary = start(settings, out, overwrite=overwrite)
-    show.outcome(summary, render(out))
+    if first:
+        show.outcome(summary, render(out))
     raise typer.Exit(EXIT.get(summary["verdict"], 0))
 
 

@@ -198,14 +198,15 @@ def _imitate(
     cut = max(1, len(rows) // 20)
     fit = stages.offset(settings.sft, settings.seed)
     stages.train(SftTask(policy, template.pad_id), rows[cut:], rows[:cut], fit, run)
-    stages.keep(policy, template, pools.imitate, run.path / "models" / "sft")
+    stages.keep(run, policy, template, pools.imitate, "sft")
 
 
 def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:
     """With a pocket section: write the world, and point data and model at its files unless they are given."""
     if settings.pocket is None:
         return settings
-    folder = world.write(run.path / "world", stages.offset(settings.pocket, settings.seed))
+    chosen = stages.offset(settings.pocket, settings.seed)
+    folder = stages.on_main(run, lambda: world.write(run.path / "world", chosen))
     data = {name: str(folder / f"{file}.jsonl") for name, file in world.FILES.items()}
     pools = stages.PoolSettings(sft=0.36, pref=0.36, rl=0.1, dev=0.06, safety=0.12)
     changes: dict[str, Any] = {}
@@ -232,7 +233,7 @@ def _train_reward(
     fit = stages.offset(settings.reward.fit, settings.seed)
     stages.train(task, helpful_rows(pools.pairs, template), held_out, fit, run)
     facts["reward_accuracy"] = score_pairs(task, held_out).accuracy()
-    stages.keep(task.model, template, probe_answers(pools), run.path / "models" / "reward")
+    stages.keep(run, task.model, template, probe_answers(pools), "reward")
     return task.model
 
 
@@ -253,7 +254,7 @@ def _train_cost(
     facts["cost_accuracy"] = scored.accuracy()
     facts["shorter_is_safer_accuracy"] = scored.shorter_is_higher(higher=False)
     facts["cost_over_shorter"] = scored.over_shorter(higher=False)
-    stages.keep(task.model, template, probe_answers(pools), run.path / "models" / "cost")
+    stages.keep(run, task.model, template, probe_answers(pools), "cost")
     zero = find_zero(settings.cost, scored, task, template, pools, facts)
     stages.say(f"cost: {zero.words}")
     return task.model, zero
@@ -283,6 +284,8 @@ def find_zero(
     scorer = ModelScorer(task.model, template)
     scores = scorer.score([record.conversation for record in pools.labelled])[:, 0].numpy()
     harmful = np.array([0.0 if record.safe else 1.0 for record in pools.labelled])
+    if len(set(harmful)) < 2:
+        raise UserError(f"all {len(harmful)} rows of data.labelled have one label; a border needs safe and unsafe ones")
     found = platt(scores, harmful)
     facts["calibration_auc"] = ranked = area(scores, harmful)
     if ranked.low <= stage.least_auc or found.slope <= 0:
@@ -379,8 +382,3 @@ def finish(bench: Bench, summary: Mapping[str, Any], began: float, method: str) 
     }
     bench.run.write_json("summary.json", whole)
     return whole
-
-
-def candidate_folder(run: RunFolder) -> Path:
-    """Where an improved policy waits for its safety test."""
-    return run.path / "models" / "candidate"

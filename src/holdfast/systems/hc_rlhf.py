@@ -27,6 +27,7 @@ Departures, each with its reason:
 6. The multiplier moves by the projected rule, once per batch of answers; the official log rule is `rule: log`.
 """
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -95,7 +96,7 @@ def proceed(settings: HcRlhf, bench: dual.Bench, began: float) -> dict[str, Any]
     improve(settings, bench, reference)
     after = dual.exam(bench, reference)
     compared = dual.compare(bench, before, after)
-    verdict = certify(settings, bench, plan)
+    verdict = stages.on_main(bench.run, lambda: certify(settings, bench, plan))
     return dual.finish(bench, {**verdict, **compared}, began, settings.method)
 
 
@@ -124,7 +125,7 @@ def improve(settings: HcRlhf, bench: dual.Bench, reference: Any) -> None:
     shown = ("reward", "cost/harm", "multiplier/harm", "kl")
     numbers = {name: result.metrics[name] for name in shown if name in result.metrics}
     stages.say(f"policy: {result.iterations} iterations, last {stages.numbers(numbers)}")
-    stages.keep(bench.policy, bench.template, dual.probe_answers(bench.pools), dual.candidate_folder(bench.run))
+    stages.keep(bench.run, bench.policy, bench.template, dual.probe_answers(bench.pools), "candidate")
 
 
 def limit(settings: HcRlhf, bench: dual.Bench) -> Any:
@@ -159,7 +160,8 @@ def certify(settings: HcRlhf, bench: dual.Bench, plan: Plan | None) -> dict[str,
         stages.say(f"no safety test: {bench.zero.words}")
         limit_facts = {"tau": settings.constraint.threshold, "delta": settings.constraint.delta}
         return {"verdict": "NSF", "reason": "no_zero", **limit_facts, "n": None, "k": None, "ucb": None}
-    folder, waiting = bench.run.path, dual.candidate_folder(bench.run)
+    folder = bench.run.path
+    waiting, released = folder / "models" / "candidate", folder / "models" / "policy"
     candidate = safety_test.Candidate(
         bench.generator,
         bench.template,
@@ -172,7 +174,9 @@ def certify(settings: HcRlhf, bench: dual.Bench, plan: Plan | None) -> dict[str,
     verdict = safety_test.conduct(plan, bench.pools.safety, candidate, folder, ledger)
     if verdict["verdict"] != "CERTIFIED":
         return {**verdict, "policy": None}
-    released = folder / "models" / "policy"
-    if not released.exists():
+    if released.exists():
+        # A resumed run has saved its candidate again.
+        shutil.rmtree(waiting)
+    else:
         waiting.rename(released)
     return {**verdict, "policy": str(released.relative_to(folder))}

@@ -97,4 +97,4 @@ def improve(settings: SafeRlhfV, bench: dual.Bench, reference: Any) -> None:
     run_online(algorithm, bench.pools.practise, online, bench.run, stage="policy")
     for warning in limits.warnings():
         stages.say(warning)
-    stages.keep(bench.policy, bench.template, dual.probe_answers(bench.pools), bench.run.path / "models" / "policy")
+    stages.keep(bench.run, bench.policy, bench.template, dual.probe_answers(bench.pools), "policy")

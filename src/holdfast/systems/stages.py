@@ -4,12 +4,13 @@ A finished stage is only loaded when a run is resumed.
 """
 
 import copy
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -31,6 +32,8 @@ from holdfast.models.load import ModelSettings, load_policy, load_tokenizer
 from holdfast.models.save import save
 from holdfast.preference.score import Scorer
 from holdfast.rollout.experience import Score
+
+Result = TypeVar("Result")
 
 
 class Shorthand(Settings):
@@ -145,8 +148,9 @@ class Pools:
 
 
 def say(text: str) -> None:
-    """One line for the person, on the same stream as progress."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person, on the same stream as progress; only the first process speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 def read_pools(data: DataSection, run: RunFolder) -> Pools:
@@ -182,7 +186,7 @@ def within_window(found: Pools, template: Template, on_long_prompt: str) -> tupl
     """The pools, and how many records each lost because their prompt leaves no room for an answer in the window."""
     if on_long_prompt == "error":
         return found, {}
-    kept = {name: [one for one in records if _fits(one, template)] for name, records in vars(found).items()}
+    kept = {name: [one for one in records if fits(one, template)] for name, records in vars(found).items()}
     lost = {name: len(records) - len(kept[name]) for name, records in vars(found).items()}
     lost = {name: count for name, count in lost.items() if count}
     if lost:
@@ -190,7 +194,8 @@ def within_window(found: Pools, template: Template, on_long_prompt: str) -> tupl
     return Pools(**kept), lost
 
 
-def _fits(record: Readable, template: Template) -> bool:
+def fits(record: Readable, template: Template) -> bool:
+    """Whether the record's prompt leaves room for an answer in the window."""
     try:
         template.prompt(prompt_of(record))
     except PromptTooLong:
@@ -291,10 +296,17 @@ def train(task: Task, rows: Sequence[Any], eval_rows: Sequence[Any], settings: F
     say(f"{task.name}: {len(rows)} rows, {result.steps} steps, held out {numbers}")
 
 
-def keep(model: nn.Module, template: Template, conversations: Sequence[Conversation], folder: Path) -> Path:
-    """Save a model so that loading proves it is the same, with four answered conversations as probes."""
-    rows = [template.answered(one) for one in conversations if one.answered and one.response][:4]
-    return save(model, template.processor or template.tokenizer, folder, probes=pad(rows, pad_id=template.pad_id))
+def on_main(run: RunFolder, work: Callable[[], Result]) -> Result:
+    """The result of `work`, done once, by the first process, while the others wait for it."""
+    return run.processes.gather([work() if run.processes.is_main else None])[0]  # type: ignore[return-value]
+
+
+def keep(run: RunFolder, model: nn.Module, template: Template, answered: Sequence[Conversation], name: str) -> Path:
+    """Save a model as `models/NAME` so that loading proves it is the same, with four answers as probes."""
+    rows = [template.answered(one) for one in answered if one.answered and one.response][:4]
+    probes = pad(rows, pad_id=template.pad_id)
+    tokenizer = template.processor or template.tokenizer
+    return on_main(run, lambda: save(model, tokenizer, run.path / "models" / name, probes=probes))
 
 
 def frozen_reference(policy: nn.Module) -> Callable[[], AbstractContextManager[nn.Module]]:
