@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from holdfast import config
-from holdfast.data.schema import DualPair
+from holdfast.data.schema import DualPair, Labelled
 from holdfast.data.sources import DataSettings, read
 from holdfast.data.split import keys
-from holdfast.data.template import PromptTooLong, Template
+from holdfast.data.template import Template
 from holdfast.models.load import load_tokenizer
 from holdfast.models.save import load_checked
 from holdfast.preference.check import score_pairs
@@ -31,10 +31,10 @@ TARGET = Path(__file__).with_suffix(".json")
 
 
 def result(folder: Path, test_file: str) -> dict[str, Any]:
-    """One run: its summary without texts, its cost model on the test file, and what its scores mean as probabilities."""
+    """One run: its summary without texts, its cost model on the test file, its scores as probabilities."""
     settings = config.load(HcRlhf, folder / "config.yaml")
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    del summary["examples"]
+    del summary["examples"]  # texts
     network = load_checked(folder / "models" / "cost")
     template = Template(load_tokenizer(str(folder / "models" / "cost")), max_length=settings.text.max_length)
     task = CostTask(network, template.pad_id, CostSettings(labels="none"))
@@ -79,8 +79,10 @@ def on_test_file(path: str, settings: HcRlhf, task: CostTask, template: Template
 
 def calibrated(folder: Path, settings: HcRlhf, scorer: ModelScorer) -> dict[str, Any]:
     """The mean probability of harm of the policy's answers, by the labelled answers, before and after."""
-    assert settings.data is not None and settings.data.labelled is not None
-    labelled = [one for one in read(settings.data.labelled).records if fits(one, scorer.template)]
+    assert settings.data is not None
+    assert settings.data.labelled is not None
+    rated = [one for one in read(settings.data.labelled).records if isinstance(one, Labelled)]
+    labelled = [one for one in rated if fits(one, scorer.template)]
     scores = scorer.score([one.conversation for one in labelled])[:, 0].numpy()
     harmful = np.array([0.0 if one.safe else 1.0 for one in labelled])
     fitted = platt(scores, harmful)

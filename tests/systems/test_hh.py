@@ -262,3 +262,30 @@ def test_the_official_test_file_is_read_as_dialogues(tmp_path):
     assert 2312 - bad - 2 <= sum(counted.values()) <= 2312 - bad
     assert {pair.safer_id for pair in found.pairs} == {0}
     assert {pair.helpful_id for pair in found.pairs} == {None}
+
+
+def test_the_numbers_of_the_page_are_those_of_the_runs():
+    root = Path(__file__).parents[2]
+    page = (root / "docs" / "real_data.md").read_text()
+    runs = json.loads((root / "benchmarks" / "hh.json").read_text())["runs"]
+
+    def shown(found):
+        return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}] n={found['n']}"
+
+    for name, run in runs.items():
+        judged = [run["summary"], run["test_file"]["one_turn"], run["test_file"]["several_turns"]]
+        for place, found in zip(("held out", "test file, one turn", "test file, several turns"), judged, strict=True):
+            columns = ("cost_accuracy", "shorter_is_safer_accuracy", "cost_over_shorter")
+            assert " | ".join([name, place, *(shown(found[column]) for column in columns)]) in page
+        changes = [
+            found[f"{key}_{when}"]
+            for found, key in (
+                (run["calibrated"], "cost_above_zero"),
+                (run["summary"], "kl"),
+                (run["summary"], "length"),
+            )
+            for when in ("before", "after")
+            if (key, when) != ("kl", "before")
+        ]
+        assert " | ".join([name, *(shown(found) for found in changes)]) in page
+        assert f"| {name} | {run['summary']['verdict']}" in page

@@ -71,16 +71,16 @@ MUTANTS = [
     (GROUP, "reward - s.truncation_penalty", "reward + s.truncation_penalty", TEST_GROUP),
     (GROUP, "reward.clamp(-s.reward_clip, s.reward_clip)", "reward", TEST_GROUP),
     (GROUP, "leave_one_out(self.returns(experience), experience.per_prompt)", "self.returns(experience)", TEST_GROUP),
-    (GROUP, "self.limits.processes.rank)", "0)", TEST_GROUP),
-    (GROUP, '{"policy": collector.policy.eval()}', '{"policy": collector.policy}', TEST_GROUP),
+    (POLICY, "self.limits.processes.rank))", "0))", TEST_GROUP),
+    (POLICY, "{name: part.eval() for", "{name: part for", TEST_GROUP),
     (
         GROUP,
         "total = per_token.where(tokens.response_mask, 0.0).sum()",
         "total = per_token.where(tokens.response_mask, 0.0).mean()",
         TEST_GROUP,
     ),
-    (GROUP, "        numbers = self.limits.observe(experience)\n", "        numbers = {}\n", TEST_GROUP),
-    (GROUP, 'return {"limits": self.limits.state_dict()}', 'return {"limits": {}}', TEST_RESUME),
+    (POLICY, "return experience, self.limits.observe(experience)", "return experience, {}", TEST_GROUP),
+    (POLICY, 'return {"limits": self.limits.state_dict()}', 'return {"limits": {}}', TEST_RESUME),
     # Actor and critics, against the slow form.
     (CRITIC, "(values[:, :-1], (1, 0))", "(values[:, 1:], (0, 1))", ORACLE),
     (CRITIC, "(experience.score(s.reward), -s.kl)", "(experience.score(s.reward), s.kl)", ORACLE),
@@ -94,11 +94,11 @@ MUTANTS = [
     (CRITIC, "batch.advantages.to(device), self.settings.clip", "batch.advantages.to(device), 0.2", ORACLE),
     (CRITIC, "table[chosen, : batch.input_ids.shape[1]]", "table[sorted(chosen), : batch.input_ids.shape[1]]", ORACLE),
     # And by what must hold for any numbers.
-    (CRITIC, "            part.eval()  #", "            pass  #", TEST_CRITIC),
+    (POLICY, "{name: part.eval() for", "{name: part for", TEST_CRITIC),
     (CRITIC, 'optimisers["policy" if name == "policy" else "critic"]', 'optimisers["policy"]', TEST_CRITIC),
     (CRITIC, "1 - error / spread", "error / spread", TEST_CRITIC),
-    (CRITIC, "seed = stream(self.settings.seed, iteration,", "seed = stream(self.settings.seed, 1,", TEST_CRITIC),
-    (CRITIC, '        self.limits.load_state_dict(state["limits"])\n', "        pass\n", TEST_RESUME),
+    (POLICY, "stream(seed, iteration, self", "stream(seed, 1, self", TEST_CRITIC),
+    (POLICY, '        self.limits.load_state_dict(state["limits"])\n', "        pass\n", TEST_RESUME),
     # A critic's name holds a slash, and its weights must lie in the checkpoint all the same.
     (CHECKPOINT, "        file.parent.mkdir(exist_ok=True)  #", "        #", TEST_RESUME),
     # Imitation.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from holdfast.config import Settings
 from holdfast.data.collate import micro_batches, pad
@@ -21,16 +21,7 @@ from holdfast.losses.surrogate import clipped_ratio, clipped_value
 from holdfast.models.heads import ScoreModel
 from holdfast.models.policy import evaluating
 from holdfast.rollout.experience import Collector, Experience
-from holdfast.training.policy import (
-    Learnable,
-    Limits,
-    PolicyBatch,
-    Probe,
-    current_logprobs,
-    describe,
-    readable,
-    stream,
-)
+from holdfast.training.policy import Learnable, Limits, PolicyBatch, PolicyMethod, Probe, current_logprobs
 
 
 class ActorCriticSettings(Settings):
@@ -60,10 +51,8 @@ class ActorCriticSettings(Settings):
     """Seed of the sampler."""
 
 
-class ActorCritic:
+class ActorCritic(PolicyMethod):
     """An `Algorithm` of the online loop: the policy, `value`, and `value/NAME` for each constraint."""
-
-    weights: Mapping[str, float] = {}
 
     def __init__(
         self,
@@ -77,18 +66,13 @@ class ActorCritic:
         needed = {"value", *(f"value/{constraint.name}" for constraint in limits.constraints)}
         if critics.keys() != needed:
             raise ValueError(f"critics {sorted(critics)} given, {sorted(needed)} needed: one for each stream")
-        self.collector, self.settings, self.limits, self.probe = collector, settings, limits, probe
-        self.critics = dict(critics)
-        self.parts: Mapping[str, nn.Module] = {"policy": collector.policy, **critics}
-        for part in self.parts.values():
-            part.eval()  # No dropout: the policy that learns is the one that sampled.
+        super().__init__(collector, limits, {"policy": collector.policy, **critics}, probe)
+        self.settings, self.critics = settings, dict(critics)
         self.optimisers = {name: optimisers["policy" if name == "policy" else "critic"] for name in self.parts}
 
     def collect(self, prompts: Sequence[Conversation], iteration: int) -> Learnable:
         """Sample, score, move the multipliers, and estimate the advantages of every stream."""
-        seed = stream(self.settings.seed, iteration, self.limits.processes.rank)
-        experience = self.collector.collect(prompts, seed)
-        numbers = self.limits.observe(experience)
+        experience, numbers = self.sample(prompts, self.settings.seed, iteration)
         s, mask = self.settings, experience.response_mask
         streams = {"value": (experience.score(s.reward), -s.kl)}
         for name, cost in self.limits.costs(experience).items():
@@ -115,7 +99,7 @@ class ActorCritic:
         return table
 
     def mini_batches(self, experience: Learnable, rng: torch.Generator) -> list[list[PolicyBatch]]:
-        return experience.mini_batches(self.settings.steps_per_experience, self.collector.settings.micro_tokens, rng)
+        return self.portions(experience, self.settings.steps_per_experience, rng)
 
     def counts(self, part: str, batch: PolicyBatch) -> dict[str, float]:
         mask = batch.tokens.response_mask
@@ -140,18 +124,6 @@ class ActorCritic:
             )
         reduce = per_sequence if self.settings.loss_mean == "sequence" else over
         return {"policy" if part == "policy" else "value": reduce(per_token, tokens.response_mask)}
-
-    def after(self, experience: Learnable) -> dict[str, float]:
-        return describe(experience.experience, self.probe) | experience.numbers
-
-    def samples(self, experience: Learnable) -> list[dict[str, Any]]:
-        return readable(experience.experience)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"limits": self.limits.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.limits.load_state_dict(state["limits"])
 
 
 def _before(critic: ScoreModel, tokens: Any) -> Tensor:

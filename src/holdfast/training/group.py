@@ -5,11 +5,9 @@ G = (clip(R - beta KL) - sum_j lambda_j c_j) / (1 + sum_j lambda_j).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from holdfast.config import Settings
 from holdfast.data.schema import Conversation
@@ -19,16 +17,7 @@ from holdfast.losses.advantage import leave_one_out, mix
 from holdfast.losses.reduce import Sum
 from holdfast.losses.surrogate import clipped_ratio
 from holdfast.rollout.experience import Collector, Experience
-from holdfast.training.policy import (
-    Learnable,
-    Limits,
-    PolicyBatch,
-    Probe,
-    current_logprobs,
-    describe,
-    readable,
-    stream,
-)
+from holdfast.training.policy import Learnable, Limits, PolicyBatch, PolicyMethod, Probe, current_logprobs
 
 
 class LeaveOneOutSettings(Settings):
@@ -50,10 +39,8 @@ class LeaveOneOutSettings(Settings):
     """Seed of the sampler."""
 
 
-class LeaveOneOut:
+class LeaveOneOut(PolicyMethod):
     """An `Algorithm` of the online loop: one trainable part, the policy."""
-
-    weights: Mapping[str, float] = {}
 
     def __init__(
         self,
@@ -68,16 +55,13 @@ class LeaveOneOut:
                 "leave-one-out compares the answers to one prompt with each other, and samples_per_prompt is "
                 f"{collector.settings.samples_per_prompt}; set it to 2 or more"
             )
-        self.collector, self.settings, self.limits, self.probe = collector, settings, limits, probe
-        # No dropout: the policy that learns is the one that sampled.
-        self.parts: Mapping[str, nn.Module] = {"policy": collector.policy.eval()}
+        super().__init__(collector, limits, {"policy": collector.policy}, probe)
+        self.settings = settings
         self.optimisers: Mapping[str, OptimiserSettings] = {"policy": optimiser}
 
     def collect(self, prompts: Sequence[Conversation], iteration: int) -> Learnable:
         """Sample, score, move the multipliers, and set each answer against the others of its prompt."""
-        seed = stream(self.settings.seed, iteration, self.limits.processes.rank)
-        experience = self.collector.collect(prompts, seed)
-        numbers = self.limits.observe(experience)
+        experience, numbers = self.sample(prompts, self.settings.seed, iteration)
         advantages = leave_one_out(self.returns(experience), experience.per_prompt)
         table = advantages[:, None].expand_as(experience.old_logprobs) * experience.response_mask
         return Learnable(experience, table, {}, {}, numbers)
@@ -94,7 +78,7 @@ class LeaveOneOut:
         )
 
     def mini_batches(self, experience: Learnable, rng: torch.Generator) -> list[list[PolicyBatch]]:
-        return experience.mini_batches(self.settings.steps_per_experience, self.collector.settings.micro_tokens, rng)
+        return self.portions(experience, self.settings.steps_per_experience, rng)
 
     def counts(self, part: str, batch: PolicyBatch) -> dict[str, float]:
         return {"policy": float(batch.tokens.size)}
@@ -108,15 +92,3 @@ class LeaveOneOut:
         per_token = clipped_ratio(logp, batch.old_logprobs.to(device), batch.advantages.to(device), self.settings.clip)
         total = per_token.where(tokens.response_mask, 0.0).sum()
         return {"policy": Sum(total, torch.tensor(tokens.size, device=device))}
-
-    def after(self, experience: Learnable) -> dict[str, float]:
-        return describe(experience.experience, self.probe) | experience.numbers
-
-    def samples(self, experience: Learnable) -> list[dict[str, Any]]:
-        return readable(experience.experience)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"limits": self.limits.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.limits.load_state_dict(state["limits"])

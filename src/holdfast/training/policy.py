@@ -1,6 +1,6 @@
 """What every method that improves a policy shares: collecting under limits, and saying what happened."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from holdfast.errors import UserError
 from holdfast.losses.logprob import kl_k3
 from holdfast.losses.reduce import masked_mean
 from holdfast.models.policy import response_logprobs
-from holdfast.rollout.experience import Experience
+from holdfast.rollout.experience import Collector, Experience
 from holdfast.training.lagrangian import Constraint
 
 Probe = Callable[[Sequence[Conversation]], dict[str, float]]
@@ -122,6 +122,47 @@ class Limits:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for constraint in self.constraints:
             constraint.load_state_dict(state[constraint.name])
+
+
+class PolicyMethod:
+    """What every algorithm that improves a policy does alike; each adds advantages and losses of its own.
+
+    parts: the trainable parts. They stay in evaluation mode, because the policy that learns must be the one that
+    sampled, without dropout.
+    """
+
+    weights: Mapping[str, float] = {}
+
+    def __init__(
+        self, collector: Collector, limits: Limits, parts: Mapping[str, nn.Module], probe: Probe | None = None
+    ) -> None:
+        self.collector, self.limits, self.probe = collector, limits, probe
+        self.parts = {name: part.eval() for name, part in parts.items()}
+
+    def sample(self, prompts: Sequence[Conversation], seed: int, iteration: int) -> tuple[Experience, dict[str, float]]:
+        """Experience from the prompts, and the constraints' numbers after every multiplier has moved once."""
+        experience = self.collector.collect(prompts, stream(seed, iteration, self.limits.processes.rank))
+        return experience, self.limits.observe(experience)
+
+    def portions(self, experience: Learnable, steps: int, rng: torch.Generator) -> list[list[PolicyBatch]]:
+        """The experience cut for `steps` optimiser steps."""
+        return experience.mini_batches(steps, self.collector.settings.micro_tokens, rng)
+
+    def after(self, experience: Learnable) -> dict[str, float]:
+        """The numbers of an iteration: of the answers, and of the constraints."""
+        return describe(experience.experience, self.probe) | experience.numbers
+
+    def samples(self, experience: Learnable) -> list[dict[str, Any]]:
+        """A few answers for people to read."""
+        return readable(experience.experience)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Multipliers and windows."""
+        return {"limits": self.limits.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the state that `state_dict` gave."""
+        self.limits.load_state_dict(state["limits"])
 
 
 def stream(seed: int, iteration: int, rank: int) -> int:
