@@ -24,8 +24,8 @@ def section(name: str) -> str:
     table = importlib.import_module(f"holdfast.studies.{name}").table(result)
     lines = ["| criterion | holds | share of runs | needed |", "|---|---|---|---|"]
     for one in result["criteria"]:
-        share = "no run" if one["value"] is None else f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}] n={one['n']}"
-        lines.append(f"| {one['name']} | {'yes' if one['holds'] else 'NO'} | {share} | {one.get('needed', '')} |")
+        found = f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}] n={one['n']}" if one["n"] else "no run"
+        lines.append(f"| {one['name']} | {'yes' if one['holds'] else 'NO'} | {found} | {one.get('needed', '')} |")
     return "\n" + table + "\n\n" + "\n".join(lines) + "\n\n"
 
 

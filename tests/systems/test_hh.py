@@ -7,6 +7,7 @@ import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from holdfast.certificate.verify import verify
 from holdfast.cli.show import verdict
 from holdfast.data.schema import Conversation, Labelled
 from holdfast.errors import UserError
+from holdfast.preference.score import FunctionScorer
 from holdfast.report.page import render
 from holdfast.systems import dual, hc_rlhf, recipe, stages
 
@@ -150,6 +152,24 @@ def test_the_interval_of_the_auc_agrees_with_another_formula():
     # Hanley and McNeil assume a shape of the scores where DeLong counts, so they differ in the third digit.
     assert found.high - found.value == pytest.approx(1.96 * deviation, rel=0.05)
     assert found.value - found.low == pytest.approx(found.high - found.value)
+
+
+def test_the_border_lies_where_harm_is_as_likely_as_not(monkeypatch):
+    costs = {"4.0": True, "4.5": True, "5.5": False, "6.0": False}
+    told = [
+        Labelled(id=text, conversation=Conversation.ask("q").answer(text), safe=safe) for text, safe in costs.items()
+    ]
+
+    def scorer(model, template):
+        return FunctionScorer(("cost",), lambda rows: [[float(row.response)] for row in rows])
+
+    monkeypatch.setattr(dual, "ModelScorer", scorer)
+    stage = dual.CostStage(loss={"labels": "none"})
+    facts, task, pools = {}, SimpleNamespace(model=None), SimpleNamespace(labelled=told * 10)
+    zero = dual.find_zero(stage, None, task, None, pools, facts)
+    assert zero.value == pytest.approx(5.0, abs=1e-3)
+    assert zero.calibration.probability(zero.value) == pytest.approx(0.5)
+    assert facts["calibration_auc"].value == 1.0
 
 
 def test_without_a_reward_the_policy_stays_near_its_start(certified):
