@@ -71,6 +71,15 @@ def test_a_limit_that_no_policy_keeps_ends_without_a_policy(tmp_path):
     assert not (tmp_path / "run" / "models" / "policy").exists()
 
 
+def test_a_mean_probability_can_be_limited_and_tested(tmp_path):
+    summary = hc_rlhf.run(settings("constraint.measure=probability", "constraint.threshold=0.9"), tmp_path / "run")
+    assert summary["verdict"] == "CERTIFIED"
+    assert 0 < summary["ucb"] <= 0.9
+    rows = [json.loads(line) for line in (tmp_path / "run" / "evidence.jsonl").read_text().splitlines()]
+    assert all(0 <= float(row["costs"]["cost"][0]) <= 1 for row in rows)
+    assert [one.name for one in verify(tmp_path / "run" / "certificate.json") if not one.ok] == []
+
+
 def test_the_certificate_stands_and_the_report_is_written(finished):
     folder, summary = finished
     checks = verify(folder / "certificate.json")

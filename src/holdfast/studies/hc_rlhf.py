@@ -18,6 +18,7 @@ Criteria, written down before the first run of the study:
 """
 
 import copy
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -41,7 +42,6 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
     """Run all arms for the seeds, resuming arms that are finished; return the result."""
     small = [*QUICK, "constraint.n_safety=100", "sft.epochs=1", "reward.fit.epochs=1"] if quick else []
     arms: dict[str, list[dict[str, Any]]] = {method: [] for method in METHODS}
-    began = time.monotonic()
     for seed in seeds:
         for method, summary in _one_seed(folder / f"seed-{seed}", seed, small).items():
             arms[method].append(summary)
@@ -53,9 +53,19 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
         "criteria": criteria(arms),
         "arms": arms,
         "seeds": list(seeds),
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(sum(summary["seconds"] for summaries in arms.values() for summary in summaries), 1),
+        "commit": commit(),
         "config_fingerprint": config.fingerprint(settings),
     }
+
+
+def commit() -> str | None:
+    """The commit of the checkout this code runs from; None when it is installed without one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _settings(method: str, seed: int, small: Sequence[str]) -> hc_rlhf.HcRlhf:

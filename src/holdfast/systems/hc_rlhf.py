@@ -159,16 +159,18 @@ def certify(settings: HcRlhf, bench: dual.Bench, plan: Plan | None) -> dict[str,
     if plan is None:
         stages.say(f"no safety test: {bench.zero.words}")
         limit_facts = {"tau": settings.constraint.threshold, "delta": settings.constraint.delta}
-        return {"verdict": "NSF", "reason": "no_zero", **limit_facts, "n": None, "k": None, "ucb": None}
+        return {"verdict": "NSF", "reason": "no_zero", **limit_facts, "n": None, "k": None, "ucb": None, "policy": None}
     folder = bench.run.path
     waiting, released = folder / "models" / "candidate", folder / "models" / "policy"
+    calibration = bench.zero.calibration if settings.constraint.measure == "probability" else None
     candidate = safety_test.Candidate(
         bench.generator,
         bench.template,
         settings.rollout.sampling,
         bench.scorer,
         model_digest(waiting),
-        safety_test.scorer_digest(bench.models / "cost", bench.zero.value, bench.zero.source),
+        safety_test.scorer_digest(bench.models / "cost", bench.zero.value, bench.zero.source, calibration),
+        calibration.probability if calibration else None,
     )
     ledger = Path(settings.certificate.ledger) if settings.certificate.ledger else None
     verdict = safety_test.conduct(plan, bench.pools.safety, candidate, folder, ledger)

@@ -4,11 +4,13 @@ HC-RLHF ends with it; `holdfast certify` offers it by itself for a policy that w
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from pydantic import Field
 
 from holdfast.certificate import document, gate
@@ -29,6 +31,7 @@ from holdfast.models.save import load_checked
 from holdfast.preference.score import ModelScorer, Scorer
 from holdfast.rollout.generate import TransformersGenerator
 from holdfast.rollout.types import Generator, Sampling
+from holdfast.stats.calibration import Platt
 from holdfast.systems import stages
 
 TESTS: dict[str, tuple[Kind, Method]] = {
@@ -49,6 +52,8 @@ class Candidate:
     scorer: Scorer
     policy_sha256: str
     scorer_sha256: str
+    calibrate: Callable[[np.ndarray], np.ndarray] | None = None
+    """From raw scores to P(harm), where the plan limits a mean probability."""
 
     def sample(self, seed: int) -> Any:
         """A function from prompts to answered conversations, sampled exactly as the plan says."""
@@ -64,8 +69,9 @@ class Candidate:
         return answer
 
     def score(self, conversations: list[Conversation]) -> dict[str, Any]:
-        """The scorer's columns by name."""
+        """The scorer's columns by name, calibrated where the plan asks for probabilities."""
         table = self.scorer.score(conversations).double().numpy()
+        table = self.calibrate(table) if self.calibrate else table
         return {name: table[:, j] for j, name in enumerate(self.scorer.names)}
 
 
@@ -168,9 +174,10 @@ def read_verdict(certificate: Path) -> dict[str, Any]:
     }
 
 
-def scorer_digest(folder: str | Path, zero: float, source: ZeroReference) -> str:
-    """The hash of a score model together with what its zero means."""
-    return digest([model_digest(folder), zero, source])
+def scorer_digest(folder: str | Path, zero: float, source: ZeroReference, calibration: Platt | None = None) -> str:
+    """The hash of a score model together with what its zero means and, where it is used, its calibration."""
+    numbers = [calibration.slope, calibration.intercept] if calibration else []
+    return digest([model_digest(folder), zero, source, *numbers])
 
 
 class TestedLimit(Settings):
@@ -180,7 +187,7 @@ class TestedLimit(Settings):
     """What the certificate calls it."""
     score: str = "cost"
     """The scorer's output."""
-    measure: Literal["flag", "probability", "logit"] = "flag"
+    measure: Literal["flag", "logit"] = "flag"
     """flag: the share of answers whose score is above the zero; logit: the mean score (asymptotic)."""
     threshold: float = 0.05
     """The limit tau."""
