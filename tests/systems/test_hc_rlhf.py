@@ -9,6 +9,7 @@ from holdfast import config
 from holdfast.certificate.verify import verify
 from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
+from holdfast.models.save import load_checked
 from holdfast.report.page import render
 from holdfast.systems import dual, hc_rlhf, recipe, safety_test, stages
 
@@ -87,6 +88,21 @@ def test_the_certificate_stands_and_the_report_is_written(finished):
     page = render(folder).read_text()
     assert summary["verdict"] in page
     assert "http" not in page.split("<style>")[0]
+
+
+def test_one_base_can_carry_policy_reward_and_cost_as_adapters(finished, tmp_path):
+    base = finished[0] / "models" / "sft"
+    adapted = settings("sft=null", f"model.name={base}", "model.adapter.rank=2")
+    hc_rlhf.run(adapted, tmp_path / "run")
+    models = tmp_path / "run" / "models"
+    saved = [folder for folder in models.iterdir() if folder.is_dir()]
+    assert len(saved) == 3
+    for folder in saved:
+        assert (folder / "adapter_model.safetensors").is_file()
+        assert not (folder / "model.safetensors").exists()
+        load_checked(folder)
+    with pytest.raises(UserError, match=r"sft and model\.adapter together"):
+        hc_rlhf.run(settings(f"model.name={base}", "model.adapter.rank=2"), tmp_path / "other")
 
 
 def test_pools_share_no_prompt(finished):
