@@ -233,3 +233,12 @@ def test_the_state_is_everything(rule):
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(UserError, match=message):
         build(ConstraintSettings, settings)
+
+
+def test_a_limit_that_is_not_met_is_said_at_the_end():
+    one = Constraint(ConstraintSettings(measure="logit", bound="mean", threshold=-1.0))
+    assert one.shortfall() is None
+    one.observe(torch.full((32,), -0.5))
+    assert "the limit is not met: the bound on recent answers is -0.5, the threshold -1" in one.shortfall()
+    one.observe(torch.full((512,), -1.5))
+    assert one.shortfall() is None

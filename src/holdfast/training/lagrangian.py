@@ -190,6 +190,16 @@ class Constraint:
             f"{self.settings.ceiling:g} for {self._at_ceiling} iterations; raise ceiling or threshold"
         )
 
+    def shortfall(self) -> str | None:
+        """A sentence when the bound is still beyond the limit: what a run has to say at its end."""
+        upper = self.upper() if self._window else self.limit
+        if upper <= self.limit:
+            return None
+        return (
+            f"constraint {self.name}: the limit is not met: the bound on recent answers is {self.sign * upper:.3g}, "
+            f"the threshold {self.settings.threshold:g}; train longer, or let the multiplier rise faster (rate)"
+        )
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "multiplier": self.multiplier,

@@ -113,8 +113,9 @@ class Limits:
         }
 
     def warnings(self) -> list[str]:
-        """What a person should know about constraints that cannot be kept."""
-        return [text for constraint in self.constraints if (text := constraint.warning())]
+        """What each constraint has to say at the end: out of reach, or not met yet."""
+        found = (constraint.warning() or constraint.shortfall() for constraint in self.constraints)
+        return [text for text in found if text]
 
     def state_dict(self) -> dict[str, Any]:
         return {constraint.name: constraint.state_dict() for constraint in self.constraints}
