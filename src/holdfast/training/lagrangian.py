@@ -160,8 +160,8 @@ class Constraint:
         return {
             f"cost/{self.name}": self.sign * mean,
             f"cost_ucb/{self.name}": self.sign * upper,
-            f"threshold/{self.name}": s.threshold,
             f"multiplier/{self.name}": self.multiplier,
+            f"threshold/{self.name}": s.threshold,
             f"at_ceiling/{self.name}": float(self._at_ceiling),
         }
 

@@ -150,8 +150,10 @@ class PolicyMethod:
         return experience.mini_batches(steps, self.collector.settings.micro_tokens, rng)
 
     def after(self, experience: Learnable) -> dict[str, float]:
-        """The numbers of an iteration: of the answers, and of the constraints."""
-        return describe(experience.experience, self.probe) | experience.numbers
+        """The numbers of an iteration, those to watch first: scores, constraints, then the rest."""
+        told = describe(experience.experience, self.probe)
+        scores = {name: told[name] for name in experience.experience.scores}
+        return scores | experience.numbers | told
 
     def samples(self, experience: Learnable) -> list[dict[str, Any]]:
         """A few answers for people to read."""
