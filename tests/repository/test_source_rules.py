@@ -120,7 +120,7 @@ def test_no_file_names_a_machine():
         (UNFINISHED, "# TO" + "DO: later", "the method"),
         (UNFINISHED, "raise NotImplemente" + "dError", "raise UserError"),
         (MACHINE, "cd /" + "root/x", "cd network/" + "root/x"),
-        (MACHINE, "at '/" + "work/here'", "docs/work/here"),
+        (MACHINE, "at '/" + "work/here'", "docs/" + "work/here"),
         (REGISTRY, "pip install --index" + "-url x", "pip install -e ."),
         (REGISTRY, "https://" + "pypi.org/simple", "https://arxiv.org/abs/2506.08266"),
     ],

@@ -107,9 +107,6 @@ def test_an_unknown_score_is_named_with_the_known_ones(collector):
     assert experience.score("words") is experience.scores["words"]
     with pytest.raises(UserError, match="the scorer gives no score 'reward'; it gives words"):
         experience.score("reward")
-    replaced = experience.with_scores({"reward": torch.zeros(10)})
-    assert replaced.score("reward").eq(0).all()
-    assert replaced.rows is experience.rows
 
 
 def test_log_probabilities_take_no_gradient_and_leave_the_mode(collector):

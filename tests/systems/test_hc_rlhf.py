@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,16 +15,8 @@ from holdfast.report.page import render
 from holdfast.systems import dual, hc_rlhf, recipe, safety_test, stages
 
 SMALL = (
-    "pocket.conversations=400",
-    "pocket.pairs=500",
-    "pocket.prompts=1600",
-    "pocket.hidden=32",
-    "sft.epochs=1",
-    "reward.fit.epochs=1",
+    *(Path(__file__).parent / "small.txt").read_text(encoding="ascii").split(),
     "constraint.n_safety=60",
-    "constraint.window=32",
-    "online.iterations=2",
-    "online.prompts_per_iteration=8",
     "online.checkpoint_every=1",
     "online.sample_every=1",
 )

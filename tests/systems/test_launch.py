@@ -4,20 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 SMALL = (
-    "pocket.conversations=400",
-    "pocket.pairs=500",
-    "pocket.prompts=1600",
-    "pocket.hidden=32",
-    "sft.epochs=1",
-    "reward.fit.epochs=1",
+    *(Path(__file__).parent / "small.txt").read_text(encoding="ascii").split(),
     "constraint.n_safety=60",
-    "constraint.window=32",
-    "online.iterations=2",
-    "online.prompts_per_iteration=8",
 )
 
 
@@ -33,4 +26,7 @@ def test_two_processes_share_one_run(tmp_path):
     assert [row["step"] for row in rows if row["stage"] == "policy"] == [1, 2]
     assert len((tmp_path / "run" / "ledger.jsonl").read_text().splitlines()) == 3
     assert (tmp_path / "run" / "report.html").is_file()
+    if done.returncode == 0:
+        card = (tmp_path / "run" / "models" / "policy" / "README.md").read_text(encoding="utf-8")
+        assert "CERTIFIED" in card
     assert done.stdout.count("sealed prompts") == 1

@@ -1,23 +1,14 @@
 """Safe RLHF end to end on a very small pocket world."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from holdfast import config
 from holdfast.systems import recipe, safe_rlhf_v
 
-SMALL = (
-    "pocket.conversations=400",
-    "pocket.pairs=500",
-    "pocket.prompts=1600",
-    "pocket.hidden=32",
-    "sft.epochs=1",
-    "reward.fit.epochs=1",
-    "constraint.window=32",
-    "online.iterations=2",
-    "online.prompts_per_iteration=8",
-)
+SMALL = tuple((Path(__file__).parent / "small.txt").read_text(encoding="ascii").split())
 
 
 @pytest.fixture(scope="module")

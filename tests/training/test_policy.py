@@ -47,7 +47,7 @@ def test_every_process_sees_the_costs_of_all(experience):
 
 
 def test_each_limit_watches_its_own_score(experience):
-    scored = experience.with_scores({"cost": torch.full((40,), 1.0), "rude": torch.full((40,), -1.0)})
+    scored = replace(experience, scores={"cost": torch.full((40,), 1.0), "rude": torch.full((40,), -1.0)})
     limits = Limits([harm(), harm("rudeness", "rude")])
     numbers = limits.observe(scored)
     assert limits.multipliers == {"harm": pytest.approx(1.1), "rudeness": pytest.approx(0.9)}

@@ -53,6 +53,7 @@ def run(
     """Run a recipe, for example `holdfast run hc_rlhf/one_gpu model=NAME data=PATH`."""
     from holdfast import config, systems
     from holdfast.cli import show
+    from holdfast.report.card import write_card
     from holdfast.report.page import render
 
     values = config.read_values(systems.recipe(recipe), overrides or [])
@@ -63,6 +64,8 @@ def run(
         show.configuration(config.to_yaml(settings), config.fingerprint(settings))
     summary = start(settings, out, overwrite=overwrite)
     if first:
+        if (released := out / "models" / "policy").is_dir():
+            write_card(out, released)
         show.outcome(summary, render(out))
     raise typer.Exit(EXIT.get(summary["verdict"], 0))
 

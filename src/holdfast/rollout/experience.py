@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from pydantic import Field
@@ -76,10 +76,6 @@ class Experience:
         if name not in self.scores:
             raise UserError(f"the scorer gives no score {name!r}; it gives {', '.join(self.scores) or 'none'}")
         return self.scores[name]
-
-    def with_scores(self, scores: dict[str, Tensor]) -> "Experience":
-        """The same answers with other scores."""
-        return replace(self, scores=scores)
 
 
 @dataclass(frozen=True)
