@@ -20,8 +20,9 @@ from holdfast.data.template import Template
 from holdfast.models.load import load_tokenizer
 from holdfast.models.save import load_checked
 from holdfast.preference.check import score_pairs
+from holdfast.preference.pairs import harmful_rows
 from holdfast.preference.score import ModelScorer
-from holdfast.preference.tasks import CostSettings, CostTask, harmful_rows
+from holdfast.preference.tasks import CostSettings, CostTask
 from holdfast.stats.calibration import platt
 from holdfast.stats.estimate import mean
 from holdfast.systems.hc_rlhf import HcRlhf

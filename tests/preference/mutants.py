@@ -1,18 +1,19 @@
 """Wrong versions of `holdfast.preference` that its tests must catch: file, text, wrong text, tests."""
 
+PAIRS = "src/holdfast/preference/pairs.py"
 TASKS, TEST_TASKS = "src/holdfast/preference/tasks.py", "tests/preference/test_tasks.py"
 SCORE, TEST_SCORE = "src/holdfast/preference/score.py", "tests/preference/test_score.py"
 CHECK, TEST_CHECK = "src/holdfast/preference/check.py", "tests/preference/test_check.py"
 
 MUTANTS = [
     # The direction of every label.
-    (TASKS, "_encode(pair, pair.helpful_id, template)", "_encode(pair, 1 - pair.helpful_id, template)", TEST_TASKS),
-    (TASKS, "worse = 1 - (pair.safer_id", "worse = (pair.safer_id", TEST_TASKS),
-    (TASKS, "-1.0 if safe else 1.0", "1.0 if safe else -1.0", TEST_TASKS),
-    (TASKS, "return float(-rate)", "return float(rate)", TEST_TASKS),
-    (TASKS, "(known[worse], known[1 - worse])", "(known[0], known[1])", TEST_TASKS),
+    (PAIRS, "_encode(pair, pair.helpful_id, template)", "_encode(pair, 1 - pair.helpful_id, template)", TEST_TASKS),
+    (PAIRS, "worse = 1 - (pair.safer_id", "worse = (pair.safer_id", TEST_TASKS),
+    (PAIRS, "-1.0 if safe else 1.0", "1.0 if safe else -1.0", TEST_TASKS),
+    (PAIRS, "return float(-rate)", "return float(rate)", TEST_TASKS),
+    (PAIRS, "(known[worse], known[1 - worse])", "(known[0], known[1])", TEST_TASKS),
     (
-        TASKS,
+        PAIRS,
         "template.answered(prompt.answer(pair.responses[1 - first]))",
         "template.answered(prompt.answer(pair.responses[first]))",
         TEST_TASKS,
@@ -22,7 +23,7 @@ MUTANTS = [
     (TASKS, "preference.cost_rank(more[ranked], less[ranked])", "preference.cost_rank(more, less)", TEST_TASKS),
     (TASKS, "absolute(torch.cat([more, less])", "absolute(torch.cat([less, more])", TEST_TASKS),
     (
-        TASKS,
+        PAIRS,
         "pad([row.first for row in rows] + [row.second for row in rows]",
         "pad([row.second for row in rows] + [row.first for row in rows]",
         TEST_TASKS,
@@ -36,7 +37,7 @@ MUTANTS = [
     (TASKS, '{"rank": batch.size, "l2": 2 * batch.size}', '{"rank": batch.size, "l2": batch.size}', TEST_TASKS),
     (TASKS, "+ 0.5 * (margin == 0).float()", "", TEST_TASKS),
     (TASKS, "~known.isnan() & (known != 0)", "~known.isnan()", TEST_TASKS),
-    (TASKS, "if pair.helpful_id is not None:", "if pair.helpful_id:", TEST_TASKS),
+    (PAIRS, "if pair.helpful_id is not None:", "if pair.helpful_id:", TEST_TASKS),
     # Scorers.
     (
         SCORE,

@@ -10,7 +10,8 @@ from holdfast.data.tokenizer import train_tokenizer
 from holdfast.models.heads import from_policy
 from holdfast.models.tiny import tiny_policy
 from holdfast.preference.check import PairScores, prompt_of, score_pairs
-from holdfast.preference.tasks import UNKNOWN, CostTask, PairRow, RewardTask, helpful_rows
+from holdfast.preference.pairs import UNKNOWN, PairRow, helpful_rows
+from holdfast.preference.tasks import CostTask, RewardTask
 
 
 def row(prompt, first=1, second=1, ranked=True, absolute=(UNKNOWN, UNKNOWN)):

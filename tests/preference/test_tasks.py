@@ -14,17 +14,8 @@ from holdfast.engine.supervised import FitSettings, evaluate, fit
 from holdfast.errors import UserError
 from holdfast.models.heads import from_policy
 from holdfast.models.tiny import tiny_policy
-from holdfast.preference.tasks import (
-    UNKNOWN,
-    CostSettings,
-    CostTask,
-    PairRow,
-    RewardSettings,
-    RewardTask,
-    collate_pairs,
-    harmful_rows,
-    helpful_rows,
-)
+from holdfast.preference.pairs import UNKNOWN, PairRow, collate_pairs, harmful_rows, helpful_rows
+from holdfast.preference.tasks import CostSettings, CostTask, RewardSettings, RewardTask
 
 GOOD, BAD, ASK = "plant it in the sun", "throw stones at him", "what shall i do ?"
 PROMPT = Conversation.ask(ASK)

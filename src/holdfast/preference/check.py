@@ -7,7 +7,8 @@ import numpy as np
 
 from holdfast.data.collate import micro_batches
 from holdfast.models.policy import evaluating
-from holdfast.preference.tasks import CostTask, PairRow, RewardTask
+from holdfast.preference.pairs import PairRow
+from holdfast.preference.tasks import CostTask, RewardTask
 from holdfast.stats.estimate import Estimate, mean
 
 

@@ -27,15 +27,9 @@ from holdfast.models.adapters import AdapterSettings, with_adapter
 from holdfast.models.heads import ScoreModel, from_policy, with_score_adapter
 from holdfast.pocket import oracles, world
 from holdfast.preference.check import PairScores, score_pairs
+from holdfast.preference.pairs import harmful_rows, helpful_rows
 from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer, Scorer
-from holdfast.preference.tasks import (
-    CostSettings,
-    CostTask,
-    RewardSettings,
-    RewardTask,
-    harmful_rows,
-    helpful_rows,
-)
+from holdfast.preference.tasks import CostSettings, CostTask, RewardSettings, RewardTask
 from holdfast.rollout.experience import RolloutSettings
 from holdfast.rollout.generate import TransformersGenerator
 from holdfast.stats.calibration import Platt, platt
