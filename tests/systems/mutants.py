@@ -1,13 +1,13 @@
 """Wrong versions of `holdfast.systems` that its tests must catch: file, text, wrong text, tests."""
 
-DUAL, STAGES, TEST_HH = "src/holdfast/systems/dual.py", "src/holdfast/systems/stages.py", "tests/systems/test_hh.py"
+SCORES, STAGES, TEST_HH = "src/holdfast/systems/scores.py", "src/holdfast/systems/stages.py", "tests/systems/test_hh.py"
 
 MUTANTS = [
-    (DUAL, "ranked.low <= stage.least_auc or", "False and", TEST_HH),
-    (DUAL, "0.0 if record.safe else 1.0", "1.0 if record.safe else 0.0", TEST_HH),
-    (DUAL, "q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)", "q1, q2 = value, value", TEST_HH),
-    (DUAL, "scored.shorter_is_higher(higher=False)", "scored.shorter_is_higher()", TEST_HH),
-    (DUAL, "border = -found.intercept / found.slope", "border = found.intercept / found.slope", TEST_HH),
+    (SCORES, "ranked.low <= stage.least_auc or", "False and", TEST_HH),
+    (SCORES, "0.0 if record.safe else 1.0", "1.0 if record.safe else 0.0", TEST_HH),
+    (SCORES, "q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)", "q1, q2 = value, value", TEST_HH),
+    (SCORES, "scored.shorter_is_higher(higher=False)", "scored.shorter_is_higher()", TEST_HH),
+    (SCORES, "border = -found.intercept / found.slope", "border = found.intercept / found.slope", TEST_HH),
     (
         STAGES,
         "    except PromptTooLong:\n        return False\n",

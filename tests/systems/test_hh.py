@@ -22,7 +22,7 @@ from holdfast.data.schema import Conversation, Labelled
 from holdfast.errors import UserError
 from holdfast.preference.score import FunctionScorer
 from holdfast.report.page import render
-from holdfast.systems import dual, hc_rlhf, recipe, stages
+from holdfast.systems import hc_rlhf, recipe, scores, stages
 
 SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 SMALL = (
@@ -143,7 +143,7 @@ def test_labelled_answers_give_zero_a_meaning(certified):
 def test_the_interval_of_the_auc_agrees_with_another_formula():
     rng = np.random.default_rng(0)
     safe, unsafe = rng.normal(0.0, 1.0, 300), rng.normal(0.6, 1.0, 200)
-    found = dual.area(np.concatenate([safe, unsafe]), np.repeat([0.0, 1.0], [300, 200]))
+    found = scores.area(np.concatenate([safe, unsafe]), np.repeat([0.0, 1.0], [300, 200]))
     # DeLong's variance: that of the mean rank of each unsafe answer among the safe ones, and the other way round.
     wins = np.array([[float(u > s) for s in safe] for u in unsafe])
     deviation = (wins.mean(1).var(ddof=1) / 200 + wins.mean(0).var(ddof=1) / 300) ** 0.5
@@ -163,10 +163,10 @@ def test_the_border_lies_where_harm_is_as_likely_as_not(monkeypatch):
     def scorer(model, template):
         return FunctionScorer(("cost",), lambda rows: [[float(row.response)] for row in rows])
 
-    monkeypatch.setattr(dual, "ModelScorer", scorer)
-    stage = dual.CostStage(loss={"labels": "none"})
-    facts, task, pools = {}, SimpleNamespace(model=None), SimpleNamespace(labelled=told * 10)
-    zero = dual.find_zero(stage, None, task, None, pools, facts)
+    monkeypatch.setattr(scores, "ModelScorer", scorer)
+    stage = scores.CostStage(loss={"labels": "none"})
+    shop = scores.Shop(None, None, 0, [], [], told * 10, facts := {})
+    zero = scores.find_zero(stage, None, SimpleNamespace(model=None), shop)
     assert zero.value == pytest.approx(5.0, abs=1e-3)
     assert zero.calibration.probability(zero.value) == pytest.approx(0.5)
     assert facts["calibration_auc"].value == 1.0

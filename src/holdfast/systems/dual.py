@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,39 +26,13 @@ from holdfast.evaluate.policy import TRUTH, Exam, Outcome, examine
 from holdfast.models.adapters import AdapterSettings, with_adapter
 from holdfast.models.heads import ScoreModel, from_policy, with_score_adapter
 from holdfast.pocket import oracles, world
-from holdfast.preference.check import PairScores, score_pairs
-from holdfast.preference.pairs import harmful_rows, helpful_rows
 from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer, Scorer
-from holdfast.preference.tasks import CostSettings, CostTask, RewardSettings, RewardTask
 from holdfast.rollout.experience import RolloutSettings
 from holdfast.rollout.generate import TransformersGenerator
-from holdfast.stats.calibration import Platt, platt
 from holdfast.stats.estimate import Estimate
-from holdfast.stats.metrics import auc
 from holdfast.systems import stages
+from holdfast.systems.scores import CostStage, RewardStage, Shop, Zero, train_cost, train_reward
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
-from holdfast.training.sft import SftTask, imitation_rows
-
-
-class RewardStage(Settings):
-    """The reward model."""
-
-    loss: RewardSettings = RewardSettings()
-    """Its loss terms."""
-    fit: FitSettings = FitSettings()
-    """Its training."""
-
-
-class CostStage(Settings):
-    """The cost model."""
-
-    loss: CostSettings = CostSettings()
-    """Its loss terms."""
-    fit: FitSettings = FitSettings()
-    """Its training."""
-    least_auc: float = Field(0.7, ge=0.5, lt=1)
-    """Without labels in the pairs, `data.labelled` sets the border of harm only for a model that ranks those answers
-    with at least this AUC (the lower end of its interval): the border of a weaker one would be a number without use."""
 
 
 class DualSettings(Settings):
@@ -102,7 +76,7 @@ class Bench:
     template: Template
     reward: ScoreModel | None
     cost: ScoreModel
-    zero: "Zero"
+    zero: Zero
     facts: dict[str, Any]
     models: Path
     """Folder that holds the saved reward and cost models."""
@@ -133,16 +107,6 @@ class Bench:
         return Constraint(settings, self.zero.value, probability if platt_ else None)
 
 
-@dataclass(frozen=True)
-class Zero:
-    """Where cost turns from safe to harmful, and what gives that number its meaning."""
-
-    value: float
-    source: Literal["safety_labels", "calibrated", "none"]
-    calibration: Platt | None
-    words: str
-
-
 def prepare(settings: DualSettings, run: RunFolder, check: Callable[[stages.Pools], object] | None = None) -> Bench:
     """Data, policy, reward model and cost model: everything before the policy is improved.
 
@@ -171,28 +135,21 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[stages.Pool
         policy = with_adapter(policy, settings.model.adapter)
     else:
         if settings.sft is not None:
-            _imitate(settings, run, pools, policy, template)
+            fit = stages.offset(settings.sft, settings.seed)
+            stages.imitate(fit, run, pools.imitate, policy, template)
         shared = {name: from_policy(policy, (name,)) for name in ("reward", "cost")}
     facts: dict[str, Any] = {"pools": pools.counts(), "prompts_too_long": too_long}
-    reward = _train_reward(settings, run, pools, shared["reward"], template, facts)
-    cost, zero = _train_cost(settings, run, pools, shared["cost"], template, facts)
+    shop = Shop(run, template, settings.seed, pools.pairs, pools.held_out_pairs, pools.labelled, facts)
+    reward = train_reward(settings.reward, shop, shared["reward"]) if settings.reward else None
+    if reward is None:
+        stages.say("reward: none; the policy stays as close to its start as the limit allows")
+    cost, zero = train_cost(settings.cost, shop, shared["cost"])
     return Bench(settings, run, pools, policy, template, reward, cost, zero, facts, run.path / "models")
 
 
 def _adapted(policy: nn.Module, name: str, adapter: AdapterSettings) -> ScoreModel:
     """A score model over the policy's own frozen weights; it must be made before the policy gets its adapter."""
     return with_score_adapter(from_policy(policy, (name,), share=True), adapter)
-
-
-def _imitate(
-    settings: DualSettings, run: RunFolder, pools: stages.Pools, policy: nn.Module, template: Template
-) -> None:
-    assert settings.sft is not None
-    rows = imitation_rows(pools.imitate, template)
-    cut = max(1, len(rows) // 20)
-    fit = stages.offset(settings.sft, settings.seed)
-    stages.train(SftTask(policy, template.pad_id), rows[cut:], rows[:cut], fit, run)
-    stages.keep(run, policy, template, pools.imitate, "sft")
 
 
 def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:
@@ -211,93 +168,9 @@ def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:
     return settings.model_copy(update=changes)
 
 
-def _train_reward(
-    settings: DualSettings,
-    run: RunFolder,
-    pools: stages.Pools,
-    network: ScoreModel,
-    template: Template,
-    facts: dict[str, Any],
-) -> ScoreModel | None:
-    if settings.reward is None:
-        stages.say("reward: none; the policy stays as close to its start as the limit allows")
-        return None
-    task = RewardTask(network, template.pad_id, settings.reward.loss)
-    held_out = helpful_rows(pools.held_out_pairs, template)
-    fit = stages.offset(settings.reward.fit, settings.seed)
-    stages.train(task, helpful_rows(pools.pairs, template), held_out, fit, run)
-    facts["reward_accuracy"] = score_pairs(task, held_out).accuracy()
-    stages.keep(run, task.model, template, probe_answers(pools), "reward")
-    return task.model
-
-
-def _train_cost(
-    settings: DualSettings,
-    run: RunFolder,
-    pools: stages.Pools,
-    network: ScoreModel,
-    template: Template,
-    facts: dict[str, Any],
-) -> tuple[ScoreModel, Zero]:
-    loss = settings.cost.loss
-    task = CostTask(network, template.pad_id, loss)
-    held_out = harmful_rows(pools.held_out_pairs, template, loss.labels)
-    fit = stages.offset(settings.cost.fit, settings.seed)
-    stages.train(task, harmful_rows(pools.pairs, template, loss.labels), held_out, fit, run)
-    scored = score_pairs(task, held_out)
-    facts["cost_accuracy"] = scored.accuracy()
-    facts["shorter_is_safer_accuracy"] = scored.shorter_is_higher(higher=False)
-    facts["cost_over_shorter"] = scored.over_shorter(higher=False)
-    stages.keep(run, task.model, template, probe_answers(pools), "cost")
-    zero = find_zero(settings.cost, scored, task, template, pools, facts)
-    stages.say(f"cost: {zero.words}")
-    return task.model, zero
-
-
 def probe_answers(pools: stages.Pools) -> list[Conversation]:
-    """Answered conversations that saved models are checked by."""
+    """Answered conversations that saved policies are checked by."""
     return [pair.prompt.answer(pair.responses[0]) for pair in (pools.held_out_pairs or pools.pairs)[:32]]
-
-
-def find_zero(
-    stage: CostStage,
-    scored: PairScores,
-    task: CostTask,
-    template: Template,
-    pools: stages.Pools,
-    facts: dict[str, Any],
-) -> Zero:
-    """What a cost of zero means: the border of the safety labels, a border found by calibration, or nothing."""
-    if stage.loss.labels != "none":
-        scores, harmful = scored.labelled()
-        facts["cost_auc"] = auc(scores, harmful)
-        return Zero(0.0, "safety_labels", platt(scores, harmful), "zero is the border of the safety labels")
-    nothing = "trained on comparisons alone, so zero has no absolute meaning"
-    if not pools.labelled:
-        return Zero(0.0, "none", None, f"{nothing}; no labelled data were given, so nothing can be certified")
-    scorer = ModelScorer(task.model, template)
-    scores = scorer.score([record.conversation for record in pools.labelled])[:, 0].numpy()
-    harmful = np.array([0.0 if record.safe else 1.0 for record in pools.labelled])
-    if len(set(harmful)) < 2:
-        raise UserError(f"all {len(harmful)} rows of data.labelled have one label; a border needs safe and unsafe ones")
-    found = platt(scores, harmful)
-    facts["calibration_auc"] = ranked = area(scores, harmful)
-    if ranked.low <= stage.least_auc or found.slope <= 0:
-        words = f"{nothing}; on labelled answers its AUC is {ranked}, not surely above {stage.least_auc:g}"
-        return Zero(0.0, "none", None, f"{words}, so they give it no border of harm and nothing can be certified")
-    border = -found.intercept / found.slope
-    words = f"{nothing}; labelled answers (AUC {ranked}) put the border of harm at {border:.3f}"
-    return Zero(border, "calibrated", found, words)
-
-
-def area(scores: np.ndarray, harmful: np.ndarray) -> Estimate:
-    """The AUC with the 95 % interval of Hanley and McNeil (1982)."""
-    value = auc(scores, harmful)
-    n1, n0 = float(harmful.sum()), float((1 - harmful).sum())
-    q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
-    variance = (value * (1 - value) + (n1 - 1) * (q1 - value**2) + (n0 - 1) * (q2 - value**2)) / (n1 * n0)
-    half = 1.96 * variance**0.5
-    return Estimate(value, value - half, value + half, len(scores), "hanley_mcneil")
 
 
 def exam_of(bench: Bench) -> Exam:

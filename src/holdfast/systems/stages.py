@@ -32,6 +32,7 @@ from holdfast.models.load import ModelSettings, load_policy, load_tokenizer
 from holdfast.models.save import save
 from holdfast.preference.score import Scorer
 from holdfast.rollout.experience import Score
+from holdfast.training.sft import SftTask, imitation_rows
 
 Result = TypeVar("Result")
 
@@ -294,6 +295,16 @@ def train(task: Task, rows: Sequence[Any], eval_rows: Sequence[Any], settings: F
     result = fit(task, rows, eval_rows, settings, run, stage=task.name)
     numbers = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items() if name != "lr")
     say(f"{task.name}: {len(rows)} rows, {result.steps} steps, held out {numbers}")
+
+
+def imitate(
+    settings: FitSettings, run: RunFolder, conversations: Sequence[Conversation], policy: nn.Module, template: Template
+) -> None:
+    """Fine-tune `policy` on the conversations, one in twenty held out, and save it as `models/sft`."""
+    rows = imitation_rows(conversations, template)
+    held_out = max(1, len(rows) // 20)
+    train(SftTask(policy, template.pad_id), rows[held_out:], rows[:held_out], settings, run)
+    keep(run, policy, template, conversations, "sft")
 
 
 def on_main(run: RunFolder, work: Callable[[], Result]) -> Result:

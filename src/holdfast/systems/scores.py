@@ -1,0 +1,141 @@
+"""The stages that train score models: reward and cost apart, or both on one backbone, with what each is worth.
+
+Every model is saved so that loading proves it, and audited on held-out pairs before anything is built on it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from holdfast.config import Settings
+from holdfast.data.schema import Conversation, DualPair, Labelled
+from holdfast.data.template import Template
+from holdfast.engine.log import RunFolder
+from holdfast.engine.supervised import FitSettings
+from holdfast.errors import UserError
+from holdfast.models.heads import ScoreModel
+from holdfast.preference.check import PairScores, score_pairs
+from holdfast.preference.pairs import harmful_rows, helpful_rows
+from holdfast.preference.score import ModelScorer
+from holdfast.preference.tasks import CostSettings, CostTask, RewardSettings, RewardTask
+from holdfast.stats.calibration import Platt, platt
+from holdfast.stats.estimate import Estimate
+from holdfast.stats.metrics import auc
+from holdfast.systems import stages
+
+
+class RewardStage(Settings):
+    """The reward model."""
+
+    loss: RewardSettings = RewardSettings()
+    """Its loss terms."""
+    fit: FitSettings = FitSettings()
+    """Its training."""
+
+
+class CostStage(Settings):
+    """The cost model."""
+
+    loss: CostSettings = CostSettings()
+    """Its loss terms."""
+    fit: FitSettings = FitSettings()
+    """Its training."""
+    least_auc: float = Field(0.7, ge=0.5, lt=1)
+    """Without labels in the pairs, `data.labelled` sets the border of harm only for a model that ranks those answers
+    with at least this AUC (the lower end of its interval): the border of a weaker one would be a number without use."""
+
+
+@dataclass(frozen=True)
+class Zero:
+    """Where cost turns from safe to harmful, and what gives that number its meaning."""
+
+    value: float
+    source: Literal["safety_labels", "calibrated", "none"]
+    calibration: Platt | None
+    words: str
+
+
+@dataclass(frozen=True)
+class Shop:
+    """What score models are made from: the run, the template, pairs to learn from and pairs held out.
+
+    facts: what the models turned out to be worth, by name; the stages add to it.
+    """
+
+    run: RunFolder
+    template: Template
+    seed: int
+    pairs: Sequence[DualPair]
+    held_out: Sequence[DualPair]
+    labelled: Sequence[Labelled]
+    facts: dict[str, Any]
+
+    @property
+    def probes(self) -> list[Conversation]:
+        """Answered conversations that saved models are checked by."""
+        return [pair.prompt.answer(pair.responses[0]) for pair in (self.held_out or self.pairs)[:32]]
+
+
+def train_reward(stage: RewardStage, shop: Shop, network: ScoreModel) -> ScoreModel:
+    """The reward model, trained, judged on held-out pairs and saved as `models/reward`."""
+    task = RewardTask(network, shop.template.pad_id, stage.loss)
+    held_out = helpful_rows(shop.held_out, shop.template)
+    fit = stages.offset(stage.fit, shop.seed)
+    stages.train(task, helpful_rows(shop.pairs, shop.template), held_out, fit, shop.run)
+    shop.facts["reward_accuracy"] = score_pairs(task, held_out).accuracy()
+    stages.keep(shop.run, task.model, shop.template, shop.probes, "reward")
+    return task.model
+
+
+def train_cost(stage: CostStage, shop: Shop, network: ScoreModel) -> tuple[ScoreModel, Zero]:
+    """The cost model, trained, judged and saved as `models/cost`, and what its zero means."""
+    labels = stage.loss.labels
+    task = CostTask(network, shop.template.pad_id, stage.loss)
+    held_out = harmful_rows(shop.held_out, shop.template, labels)
+    fit = stages.offset(stage.fit, shop.seed)
+    stages.train(task, harmful_rows(shop.pairs, shop.template, labels), held_out, fit, shop.run)
+    scored = score_pairs(task, held_out)
+    shop.facts["cost_accuracy"] = scored.accuracy()
+    shop.facts["shorter_is_safer_accuracy"] = scored.shorter_is_higher(higher=False)
+    shop.facts["cost_over_shorter"] = scored.over_shorter(higher=False)
+    stages.keep(shop.run, task.model, shop.template, shop.probes, "cost")
+    zero = find_zero(stage, scored, task, shop)
+    stages.say(f"cost: {zero.words}")
+    return task.model, zero
+
+
+def find_zero(stage: CostStage, scored: PairScores, task: CostTask, shop: Shop) -> Zero:
+    """What a cost of zero means: the border of the safety labels, a border found by calibration, or nothing."""
+    if stage.loss.labels != "none":
+        scores, harmful = scored.labelled()
+        shop.facts["cost_auc"] = auc(scores, harmful)
+        return Zero(0.0, "safety_labels", platt(scores, harmful), "zero is the border of the safety labels")
+    nothing = "trained on comparisons alone, so zero has no absolute meaning"
+    if not shop.labelled:
+        return Zero(0.0, "none", None, f"{nothing}; no labelled data were given, so nothing can be certified")
+    scorer = ModelScorer(task.model, shop.template)
+    scores = scorer.score([record.conversation for record in shop.labelled])[:, 0].numpy()
+    harmful = np.array([0.0 if record.safe else 1.0 for record in shop.labelled])
+    if len(set(harmful)) < 2:
+        raise UserError(f"all {len(harmful)} rows of data.labelled have one label; a border needs safe and unsafe ones")
+    found = platt(scores, harmful)
+    shop.facts["calibration_auc"] = ranked = area(scores, harmful)
+    if ranked.low <= stage.least_auc or found.slope <= 0:
+        words = f"{nothing}; on labelled answers its AUC is {ranked}, not surely above {stage.least_auc:g}"
+        return Zero(0.0, "none", None, f"{words}, so they give it no border of harm and nothing can be certified")
+    border = -found.intercept / found.slope
+    words = f"{nothing}; labelled answers (AUC {ranked}) put the border of harm at {border:.3f}"
+    return Zero(border, "calibrated", found, words)
+
+
+def area(scores: np.ndarray, harmful: np.ndarray) -> Estimate:
+    """The AUC with the 95 % interval of Hanley and McNeil (1982)."""
+    value = auc(scores, harmful)
+    n1, n0 = float(harmful.sum()), float((1 - harmful).sum())
+    q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
+    variance = (value * (1 - value) + (n1 - 1) * (q1 - value**2) + (n0 - 1) * (q2 - value**2)) / (n1 * n0)
+    half = 1.96 * variance**0.5
+    return Estimate(value, value - half, value + half, len(scores), "hanley_mcneil")
