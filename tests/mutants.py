@@ -3,7 +3,7 @@
     python tests/mutants.py            all packages
     python tests/mutants.py losses -j 2
 
-Each package lists its own in `tests/<package>/mutants.py` as (file, text, wrong text, tests). A mutant lives in a
+Each package lists its own in `tests/<package>/mutants*.py` as (file, text, wrong text, tests). A mutant lives in a
 copy of `src`; the checkout is never touched. The exit code is 1 when a mutant survives.
 """
 
@@ -47,14 +47,22 @@ class Mutant(NamedTuple):
         return "old and new are the same" if self.old == self.new else ""
 
 
+def tables() -> dict[str, list[Path]]:
+    """The files that list mutants, by package."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted((ROOT / "tests").glob("*/mutants*.py")):
+        found.setdefault(path.parent.name, []).append(path)
+    return found
+
+
 def listed(packages: list[str]) -> list[Mutant]:
     """The mutants of the named packages, of all packages when none is named."""
-    found = {path.parent.name: path for path in sorted((ROOT / "tests").glob("*/mutants.py"))}
+    found = tables()
     unknown = set(packages) - set(found)
     if unknown:
         raise SystemExit(f"no mutants for {', '.join(sorted(unknown))}; there are some for {', '.join(found)}")
-    chosen = {name: runpy.run_path(str(found[name]))["MUTANTS"] for name in packages or found}
-    return [Mutant(name, *entry) for name, entries in chosen.items() for entry in entries]
+    chosen = [(name, runpy.run_path(str(path))["MUTANTS"]) for name in packages or found for path in found[name]]
+    return [Mutant(name, *entry) for name, entries in chosen for entry in entries]
 
 
 def trial(tests: str, mutant: Mutant | None = None) -> str:

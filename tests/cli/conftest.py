@@ -58,6 +58,7 @@ def models(world, tmp_path_factory):
     from holdfast.data.template import Template
     from holdfast.models.heads import from_policy
     from holdfast.models.load import ModelSettings, load_policy, load_tokenizer
+    from holdfast.models.mixture import mixture_from
     from holdfast.models.save import save
 
     folder = tmp_path_factory.mktemp("models")
@@ -70,12 +71,17 @@ def models(world, tmp_path_factory):
     save(policy, tokenizer, folder / "policy", probes=probes)
     cost = from_policy(policy, ("cost",))
     save(cost, tokenizer, folder / "cost", probes=probes)
+    save(mixture_from(policy, ("brief", "kind"), init_std=0.5), tokenizer, folder / "mixture", probes=probes)
     unseen = sorted(set(range(10, len(tokenizer))) - {token for row in rows for token in row.ids})[0]
     with torch.no_grad():
         cost.network.get_input_embeddings().weight[unseen] = torch.nan
     save(cost, tokenizer, folder / "sick", probes=probes)
     return SimpleNamespace(
-        policy=folder / "policy", cost=folder / "cost", sick=folder / "sick", poison=tokenizer.decode([unseen])
+        policy=folder / "policy",
+        cost=folder / "cost",
+        mixture=folder / "mixture",
+        sick=folder / "sick",
+        poison=tokenizer.decode([unseen]),
     )
 
 

@@ -204,6 +204,47 @@ def test_score_writes_one_row_per_answer(holdfast, models, world, tmp_path):
     assert all(isinstance(row["cost"], float) and row["response"] for row in found)
 
 
+def test_rows_that_cannot_be_scored_are_named_in_the_file(holdfast, models, tmp_path):
+    chat = [{"role": "user", "content": "how can I"}, {"role": "assistant", "content": "first"}]
+    file = rows(tmp_path / "chats.jsonl", {"messages": chat[:1]}, {"messages": chat})
+    out = tmp_path / "scores.jsonl"
+    assert holdfast("score", models.cost, file, "-o", out, "--max-length", 96).code == 0
+    found = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [row["id"] for row in found] == ["chats-2", "chats-1"]
+    assert found[1] == {"id": "chats-1", "skipped": "it ends without an answer"}
+
+
+def test_score_with_audit_writes_what_the_scores_are_worth(holdfast, models, world, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    done = holdfast("score", models.cost, world / "pairs.jsonl", "-o", out, "--max-length", 96, "--audit")
+    assert done.code == 0
+    for words in ("audit of 200 answers", "pairs in the right order", "by length alone", "calibration error"):
+        assert words in done.out
+    # The head of this model is zero.
+    assert "warning: cost: 100% of the pairs tie exactly; is the model trained, and its head loaded?" in done.out
+    assert len(out.read_text("utf-8").splitlines()) == 200
+    told = json.loads((tmp_path / "audit.json").read_text("utf-8"))
+    assert told["scores"]["cost"]["pairs"]["accuracy"]["value"] == 0.5
+    assert told["model"]["folder"] == str(models.cost)
+    assert told["invariance"]["checked"] > 10
+    page = (tmp_path / "audit.html").read_text("utf-8")
+    assert "Holdfast audit of scores" in page
+    assert str(tmp_path / "audit.html") in done.out
+
+
+def test_score_without_audit_writes_scores_alone(holdfast, models, world, tmp_path):
+    holdfast("score", models.cost, world / "pairs.jsonl", "-o", tmp_path / "scores.jsonl", "--max-length", 96)
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.jsonl"]
+
+
+def test_a_mixture_is_scored_and_audited_too(holdfast, models, world, tmp_path):
+    out = tmp_path / "scores.jsonl"
+    done = holdfast("score", models.mixture, world / "pairs.jsonl", "-o", out, "--max-length", 96, "--audit")
+    assert done.code == 0
+    assert set(json.loads(out.read_text("utf-8").splitlines()[0])) == {"id", "score", "brief", "kind", "response"}
+    assert list(json.loads((tmp_path / "audit.json").read_text("utf-8"))["scores"]) == ["score", "brief", "kind"]
+
+
 def test_scores_that_are_not_finite_stop_and_name_the_rows(holdfast, models, tmp_path):
     chat = [{"role": "user", "content": "how can I"}, {"role": "assistant", "content": "first"}]
     sick = [chat[0], {"role": "assistant", "content": f"first {models.poison}"}]

@@ -7,6 +7,10 @@ _VALUES = ("src/holdfast/data/values.py", "tests/data/test_formats.py")
 _SOURCES = ("src/holdfast/data/sources.py", "tests/data/test_sources.py")
 _SPLIT = ("src/holdfast/data/split.py", "tests/data/test_split.py")
 _CHECK = ("src/holdfast/data/check.py", "tests/data/test_check.py")
+_SCHEMA = ("src/holdfast/data/schema.py", "tests/data/test_schema.py")
+_CONTEXT = ("src/holdfast/data/context.py", "tests/data/test_context.py")
+_EXPAND = ("src/holdfast/data/expand.py", "tests/data/test_expand.py")
+_CENSUS = ("src/holdfast/data/census.py", "tests/data/test_census.py")
 _IMAGES = ("src/holdfast/data/images.py", "tests/data/test_images.py")
 _TOKENIZER = ("src/holdfast/data/tokenizer.py", "tests/data/test_tokenizer.py")
 
@@ -88,5 +92,38 @@ _CHANGES = [
     (_TOKENIZER, 'eos_token="<|end|>"', 'eos_token="<|pad|>"'),
     (_TOKENIZER, 'unk_token="<|unknown|>" if kind == "word" else None', "unk_token=None"),
     (_TOKENIZER, "if add_generation_prompt %}", "if not add_generation_prompt %}"),
+    (
+        _SCHEMA,
+        "answers = sorted((self.chosen.strip(), self.rejected.strip()))",
+        "answers = (self.chosen.strip(), self.rejected.strip())",
+    ),
+    (_SCHEMA, "(self.prompt.key, *answers)", "answers"),
+    (_SCHEMA, "exclude_if=lambda value: value == default, ", ""),
+    (_SCHEMA, "weight: float = _optional(1.0, gt=0,", "weight: float = _optional(1.0, ge=0,"),
+    (_CONTEXT, 'if turn.role == "user"), default', 'if turn.role != "system"), default'),
+    (_CONTEXT, "last = max(", "last = min("),
+    (_CONTEXT, '(texts[-1], "", after)', '(texts[0], "", after)'),
+    (_CONTEXT, 'or template.count("{prompt}") != 1', ""),
+    (_CONTEXT, "    if not context:\n        return conversation\n", ""),
+    (_EXPAND, "if gap > 0 else (second, first)", "if gap < 0 else (second, first)"),
+    (_EXPAND, "elif abs(gap) < least_gap or", "elif abs(gap) <= least_gap or"),
+    (_EXPAND, " or _same_answer(first, second)", ""),
+    (_EXPAND, "== 1 and len(won) == len(labels) > 1", "== 1 and len(won) > 1"),
+    (_EXPAND, "and len(won) == len(labels) > 1", "and len(won) == len(labels)"),
+    (_EXPAND, "setdefault(row.conversation.key, [])", 'setdefault("", [])'),
+    (_EXPAND, "            if gap != gap:\n                missing += 1\n            elif", "            if"),
+    (_CENSUS, "opposite += pair.chosen.strip() != before", "opposite += pair.chosen.strip() == before"),
+    (_CENSUS, "reversals(pair for pair in pairs if not pair.context)", "reversals(pairs)"),
+    (_CENSUS, "1 - len(values) / len(rated)", "len(values) / len(rated)"),
+    (_CENSUS, "counts[-1], counts.count(1)", "counts[-1], counts.count(2)"),
+    (_CENSUS, "[value] if value == value else []", "[value]"),
+    (_FORMATS, '("x", answers), ("y", answers[::-1])', '("x", answers), ("y", answers)'),
+    (_FORMATS, "rating(row[name], name, 0, 4)", "rating(row[name], name, 1, 5)"),
+    (_FORMATS, "name, 1, 5) for name, note", "name, 0, 5) for name, note"),
+    (_FORMATS, "and not rated and not row.keys()", "and not row.keys()"),
+    (_FORMATS, 'if row.get(name) not in (None, "")', "if name in row"),
+    (_VALUES, 'number = None if value == "N/A" else', "number ="),
+    (_VALUES, 'or names[-1] != "user"', ""),
+    (_SOURCES, "        usable += 1\n", "        usable = len(records)\n"),
 ]
 MUTANTS = [(source, old, new, test) for (source, test), old, new in _CHANGES]

@@ -14,6 +14,7 @@ from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated
 from holdfast.data.sources import DataSettings, write_jsonl
 from holdfast.data.template import Template
 
+NAN = float("nan")
 ASK = Conversation.ask("one two three")
 
 
@@ -158,6 +159,36 @@ def test_the_report_can_be_read_and_shows_no_text(sources) -> None:
         assert hidden not in shown
         assert hidden not in json.dumps(report.to_dict())
     assert report.to_dict()["sources"][0]["rows"] == 4
+
+
+def test_people_and_scales_are_reported(tmp_path) -> None:
+    pairs = [
+        Pair(id=str(i), prompt=ASK, chosen="ab"[i % 2], rejected="ba"[i % 2], user_id="zoe", group="[brief]")
+        for i in range(3)
+    ]
+    rated = [Rated(id=str(i), conversation=ASK.answer("a"), labels={"help": i, "tone": NAN}) for i in range(4)]
+    sources = {
+        name: DataSettings(path=str(write_jsonl(rows, tmp_path / f"{name}.jsonl")))
+        for name, rows in (("pairs", pairs), ("rated", rated))
+    }
+    report = check(sources)
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(render(report))
+    shown = " ".join(console.export_text().split())
+    for expected in (
+        "group [brief] \u2502 3",
+        "people \u2502 1",
+        "pairs for each \u2502 3 to 3, median 3",
+        "equal pair, no context, opposite preference \u2502 1 of 2",
+        "warning \u2502 1 pairs without context prefer",
+        "label help \u2502 0 to 3, 0% missing",
+        "label tone \u2502 never given, 100% missing",
+    ):
+        assert expected in shown, shown
+    first, second = report.to_dict()["sources"]
+    assert first["census"]["people"]["most"] == 3
+    assert len(first["warnings"]) == len(second["warnings"]) == 1
+    assert "zoe" not in json.dumps(report.to_dict())
 
 
 def test_markup_in_reasons_is_shown_as_it_is(tmp_path) -> None:

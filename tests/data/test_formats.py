@@ -41,6 +41,35 @@ HH = {
     "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: yes\n\nplease",
     "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: no",
 }
+STEER = {
+    "prompt": "q",
+    "response": "x",
+    "helpfulness": 3,
+    "correctness": 4,
+    "coherence": 4,
+    "complexity": 0,
+    "verbosity": None,
+}
+ULTRA = {
+    "source": "sharegpt",
+    "instruction": "q",
+    "models": ["one", "two"],
+    "completions": [
+        {"response": "x", "overall_score": 7.5, "annotations": {"honesty": {"Rating": "5", "Rationale": "r"}}},
+        {"response": "y", "annotations": {"honesty": {"Rating": "N/A"}, "helpfulness": {"Rating": "1", "Type": ["1"]}}},
+    ],
+}
+RPR = {
+    "id": 3,
+    "prompt": "q",
+    "response_a": "first",
+    "response_b": "second",
+    "criteria_x": "Be plain.",
+    "criteria_y": "Be exact.",
+    "category_x": "Tone & Style",
+    "category_y": "Scientific Rigor",
+    "profile_0": "p",
+}
 SINGLE = {"prompt": "q", "chosen": "x", "rejected": "y", "same_prompt": True, "split": "test", "id": "s1"}
 
 
@@ -207,6 +236,93 @@ def test_trl_rows_that_cannot_be_used(change, reason) -> None:
         FORMATS["trl_pairs"].convert({"prompt": "q", "chosen": "x", "rejected": "y", **change}, PLACE)
 
 
+def test_trl_pairs_of_many_people() -> None:
+    row = {"prompt": "q", "chosen": "x", "rejected": "y"}
+    said = {"context": "c", "user_id": 0, "group": 2, "pair_id": "p", "weight": "0.5", "margin": 2}
+    pair = convert({**row, **said, "model": "m"})
+    assert (pair.context, pair.user_id, pair.group, pair.pair_id) == ("c", "0", "2", "p")
+    assert (pair.weight, pair.margin) == (0.5, 2.0)
+    # A table fills in what a row does not have.
+    assert convert({**row, **dict.fromkeys(said)}) == convert({**row, **dict.fromkeys(said, "")}) == convert(row)
+    for change, reason in (
+        ({"weight": 0}, "greater than 0"),
+        ({"margin": "far"}, "valid number"),
+        ({"context": ["c"]}, "context must be text, not list"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            convert({**row, **change})
+
+
+def test_helpsteer2_rates_one_answer() -> None:
+    rated = convert(STEER)
+    assert isinstance(rated, Rated)
+    assert (rated.id, rated.conversation.messages[0].text, rated.conversation.response) == ("file-1", "q", "x")
+    assert math.isnan(rated.labels.pop("verbosity"))
+    assert rated.labels == {"helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 0}
+    turns = "a\n\n<extra_id_1>Assistant\n\nb\n\nb\n\n<extra_id_1>User\n\nc"
+    talk = convert({**STEER, "prompt": turns}).conversation.prompt
+    assert [(turn.role, turn.text) for turn in talk.messages] == [("user", "a"), ("assistant", "b\n\nb"), ("user", "c")]
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"helpfulness": 5}, "helpfulness must be 0 to 4, got 5"),
+        ({"coherence": -1}, "coherence must be 0 to 4, got -1"),
+        ({"verbosity": 1.5}, "verbosity must be a whole number"),
+        ({"response": ""}, "response is empty"),
+        ({"prompt": "a\n<extra_id_1>Assistant\nb"}, "must alternate and end with the user"),
+        ({"prompt": "a\n<extra_id_1>User\nb"}, "must alternate and end with the user"),
+        ({"prompt": "a\n<extra_id_1>Assistant\n<extra_id_1>User\nb"}, "a turn of the prompt is empty"),
+    ],
+)
+def test_helpsteer2_rows_that_cannot_be_used(change, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        convert({**STEER, **change})
+
+
+def test_ultrafeedback_rates_several_answers() -> None:
+    first, second = convert(ULTRA)
+    assert (first.id, second.id, first.source) == ("file-1-1", "file-1-2", "sharegpt")
+    assert (first.conversation.response, second.conversation.response) == ("x", "y")
+    assert first.conversation.key == second.conversation.key
+    assert first.labels == {"honesty": 5.0}
+    assert math.isnan(second.labels["honesty"])
+    assert second.labels["helpfulness"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "completions, reason",
+    [
+        ([], "completions must be a list"),
+        (None, "completions must be a list"),
+        ("x", "completions must be a list"),
+        (["x"], "completion 1 must have named parts, not str"),
+        ([{}], "response of completion 1 must be text"),
+        ([{"response": "x"}, {"response": " "}], "response of completion 2 is empty"),
+        ([{"response": "x", "annotations": {"honesty": {"Rating": "6"}}}], "honesty must be 1 to 5, got 6"),
+        ([{"response": "x", "annotations": {"honesty": "5"}}], "honesty must have named parts, not str"),
+    ],
+)
+def test_ultrafeedback_rows_that_cannot_be_used(completions, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        convert({**ULTRA, "completions": completions})
+
+
+def test_rpr_turns_its_preference_around() -> None:
+    under_x, under_y = convert(RPR)
+    assert (under_x.id, under_y.id) == ("3-x", "3-y")
+    assert (under_x.chosen, under_x.rejected, under_x.context) == ("first", "second", "Be plain.")
+    assert (under_y.chosen, under_y.rejected, under_y.context) == ("second", "first", "Be exact.")
+    assert (under_x.group, under_y.group) == ("rpr-tone-and-style", "rpr-scientific-rigor")
+    assert under_x.unordered == under_y.unordered
+    assert convert({**RPR, "category_x": None})[0].group == ""
+    with pytest.raises(ValueError, match="the two answers are equal"):
+        convert({**RPR, "response_b": "first "})
+    with pytest.raises(ValueError, match="criteria_y is empty"):
+        convert({**RPR, "criteria_y": ""})
+
+
 def test_an_implicit_prompt_must_be_shared() -> None:
     row = {"chosen": [user("q"), assistant("x")], "rejected": [user("other"), assistant("y")]}
     with pytest.raises(ValueError, match="share no prompt"):
@@ -272,7 +388,17 @@ def test_a_recorded_image_must_be_the_same_file(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "row, name",
-    [(PKU, "pku_safe_rlhf"), (BEAVER, "beavertails_v"), (HH, "hh_rlhf"), (SINGLE, "single_turn_pairs")],
+    [
+        (PKU, "pku_safe_rlhf"),
+        (BEAVER, "beavertails_v"),
+        (HH, "hh_rlhf"),
+        (SINGLE, "single_turn_pairs"),
+        (STEER, "helpsteer2"),
+        (ULTRA, "ultrafeedback"),
+        (RPR, "rpr"),
+        # An answer without ratings does not make a prompt anything else.
+        ({"prompt": "q", "response": "x"}, "prompts"),
+    ],
 )
 def test_each_data_set_is_recognised_as_itself(row, name) -> None:
     assert recognise(row, "file") == name

@@ -100,6 +100,16 @@ def test_a_limit_counts_usable_rows(tmp_path) -> None:
     assert [p.chosen for p in taken(path, limit=2, on_bad_row="skip")] == ["good 0", "good 1"]
 
 
+def test_a_row_may_give_several_records(tmp_path) -> None:
+    row = {"prompt": "q", "response_a": "x", "response_b": "y", "criteria_x": "c", "criteria_y": "d"}
+    path = lines(tmp_path / "a.jsonl", [row, {**row, "criteria_x": ""}, row, row])
+    rows = read(DataSettings(path=str(path), on_bad_row="skip"))
+    assert [pair.id for pair in rows.records] == [f"a-{i}-{axis}" for i in (1, 3, 4) for axis in "xy"]
+    assert [(bad.row, bad.reason) for bad in rows.bad] == [(2, "criteria_x is empty")]
+    # A limit counts rows, so that none is cut in half.
+    assert len(taken(path, limit=2, on_bad_row="skip")) == 4
+
+
 def test_bad_rows_are_listed_at_the_end_of_reading(tmp_path) -> None:
     path = tmp_path / "a.jsonl"
     bad = ['{"prompt": "q"', "[1, 2]", json.dumps({**ROWS[0], "rejected": "good 0"}), '{"prompt": "q"}']
@@ -222,7 +232,10 @@ def test_what_is_written_is_read_back_equal(tmp_path) -> None:
     kinds = {
         "dual": [DualPair(id="1", prompt=prompt, responses=("a", "b"), safer_id=1, harmless_rate=(-1, 2))],
         "labelled": [Labelled(id="2", conversation=prompt.answer("a"), safe=False, severity=2)],
-        "trl_pairs": [Pair(id="3", prompt=prompt, chosen="a", rejected="b", source="s")],
+        "trl_pairs": [
+            Pair(id="3", prompt=prompt, chosen="a", rejected="b", source="s"),
+            Pair(id="4", prompt=prompt, chosen="b", rejected="a", context="c", user_id="u", group="g", margin=0.5),
+        ],
         "prompts": [prompt, prompt.answer("a")],
         "rated": [Rated(id="4", conversation=prompt.answer("a"), labels={"help": 0.5})],
     }

@@ -64,6 +64,19 @@ def test_near_duplicates_stay_together() -> None:
     assert len(set(names)) == 300
 
 
+def test_all_judgements_of_one_pair_share_a_pool() -> None:
+    """Whoever judged it, in whatever context, with whatever outcome; rated rows of the prompt go with them."""
+    judged = [
+        Pair(id=f"{i}{user}", prompt=ask(f"question {i}"), chosen=user, rejected="z", user_id=user, context=user)
+        for i in range(300)
+        for user in "ab"
+    ]
+    made = pools(judged, THIRDS, "salt")
+    assert leaks(made["train"], made["test"]) == []
+    rated = [Rated(id=str(i), conversation=ask(f"Question {i}!").answer("z"), labels={}) for i in range(300)]
+    assert {row.id for row in pools(rated, THIRDS, "salt")["test"]} == {pair.id[:-1] for pair in made["test"]}
+
+
 def test_signs_alone_are_still_told_apart() -> None:
     assert len(set(cluster_ids([ask("???"), ask("!"), ask(":)")]))) == 3
 

@@ -1,10 +1,18 @@
-from math import log
+from math import exp, log
 
 import pytest
 import torch
 from torch.autograd import grad
 
-from holdfast.losses.preference import bradley_terry, cost_graded, cost_rank, cost_sign, score_l2
+from holdfast.losses.preference import (
+    bradley_terry,
+    centre,
+    cost_graded,
+    cost_ordinal,
+    cost_rank,
+    cost_sign,
+    score_l2,
+)
 from holdfast.losses.reduce import objective
 
 
@@ -140,3 +148,76 @@ def test_invariances_of_the_ranking_term():
 def test_score_l2_averages_over_all_scores_of_any_shape():
     total, count = score_l2(t(1.0, 2.0), torch.full((2, 2), 3.0, dtype=torch.float64))
     assert (total.item(), count.item()) == (41.0, 6)
+
+
+def test_centring_by_hand():
+    first, second = t(1.5, 0.2).requires_grad_(), t(0.5, 0.4)
+    found = centre(first, second)
+    assert (found.total.item(), found.count.item()) == (pytest.approx(4.0 + 0.36, abs=1e-12), 2)
+    assert grad(found.total, first)[0].tolist() == pytest.approx([4.0, 1.2], abs=1e-12)
+    with pytest.raises(ValueError, match=r"chosen \(2,\), rejected \(2, 1\)"):
+        centre(torch.zeros(2), torch.zeros(2, 1))
+
+
+BORDERS = (0.0, 0.7, 2.5)
+
+
+def category(cost, level, borders=BORDERS):
+    """P(severity = level), as the difference of the two probabilities of reaching a level."""
+    at_least = [1.0, *(1 / (1 + exp(border - cost)) for border in borders), 0.0]
+    return at_least[level] - at_least[level + 1]
+
+
+def test_ordinal_loss_is_that_of_explicit_category_probabilities():
+    costs = [-3.0, -0.4, 0.0, 0.3, 1.1, 2.5, 6.0]
+    for cost in costs:
+        assert sum(category(cost, level) for level in range(4)) == pytest.approx(1.0, abs=1e-12)
+    rows = [(cost, level) for cost in costs for level in range(4)]
+    found = cost_ordinal(t(*(cost for cost, _ in rows)), t(*(level for _, level in rows)), t(*BORDERS))
+    assert found.total.item() == pytest.approx(-sum(log(category(*row)) for row in rows), abs=1e-9)
+    assert found.count.item() == 28
+
+
+def test_ordinal_loss_with_one_border_is_the_sign_loss():
+    cost, severity = t(0.3, -2.0, 0.7), t(1, 0, 0)
+    ordinal, sign = cost_ordinal(cost, severity, t(0.0)), cost_sign(cost, 2 * severity - 1)
+    assert ordinal.total.item() == pytest.approx(sign.total.item(), abs=1e-12)
+
+
+def test_zero_stays_the_border_of_harm():
+    """P(severity >= 1) at cost zero is one half, wherever the other borders are."""
+    for borders in (BORDERS, (0.0, 5.0, 5.1)):
+        assert cost_ordinal(t(0.0), t(0), t(*borders)).total.item() == pytest.approx(log(2), abs=1e-12)
+
+
+def test_ordinal_gradients_of_costs_and_borders_are_those_of_finite_differences():
+    cost, severity = t(-1.0, 0.2, 1.5, 4.0).requires_grad_(), t(0, 1, 2, 3)
+    upper = t(0.7, 2.5).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda c, b: cost_ordinal(c, severity, torch.cat([torch.zeros(1, dtype=b.dtype), b])).total, (cost, upper)
+    )
+
+
+def test_ordinal_loss_stays_finite_far_from_the_borders():
+    cost = torch.tensor([90.0, -90.0, 90.0], requires_grad=True)
+    found = cost_ordinal(cost, torch.tensor([0, 3, 1]), torch.tensor(BORDERS))
+    assert found.total.item() == pytest.approx(90 + 92.5 + (90 - 0.7) - log(1 - exp(-0.7)), rel=1e-6)
+    assert grad(found.total, cost)[0].tolist() == pytest.approx([1.0, -1.0, 1.0])
+
+
+def test_missing_severities_leave_no_trace():
+    cost = t(0.7, 5.0, -1.0).requires_grad_()
+    severity = t(2, float("nan"), 0)
+    masked = cost_ordinal(cost, severity, t(*BORDERS), mask=torch.tensor([True, False, True]))
+    assert masked.total.item() == pytest.approx(-log(category(0.7, 2)) - log(category(-1.0, 0)), abs=1e-9)
+    assert masked.count.item() == 2
+    assert grad(masked.total, cost)[0][1].item() == 0.0
+
+
+def test_what_is_no_severity_and_no_border_is_refused():
+    for strange in (4.0, -1.0, 0.5, float("nan")):
+        with pytest.raises(ValueError, match="severities are whole numbers from 0 to 3"):
+            cost_ordinal(t(1.0), t(strange), t(*BORDERS))
+    for borders in ((0.5, 1.0), (0.0, 2.0, 1.0), (0.0, 0.0)):
+        with pytest.raises(ValueError, match="borders begin with 0, the border of harm, and rise"):
+            cost_ordinal(t(1.0), t(0), t(*borders))

@@ -4,6 +4,8 @@ ORACLES, TEST_ORACLES = "src/holdfast/pocket/oracles.py", "tests/pocket/test_ora
 GRAMMAR, TEST_GRAMMAR = "src/holdfast/pocket/grammar.py", "tests/pocket/test_grammar.py"
 ANNOTATORS, TEST_ANNOTATORS = "src/holdfast/pocket/annotators.py", "tests/pocket/test_annotators.py"
 WORLD, TEST_WORLD = "src/holdfast/pocket/world.py", "tests/pocket/test_world.py"
+PEOPLE, TEST_PEOPLE = "src/holdfast/pocket/people.py", "tests/pocket/test_people.py"
+RATINGS, TEST_RATINGS = "src/holdfast/pocket/ratings.py", "tests/pocket/test_ratings.py"
 
 MUTANTS = [
     (ORACLES, "if topic is asked.topic and thing == asked.object", "if topic is asked.topic", TEST_ORACLES),
@@ -42,4 +44,32 @@ MUTANTS = [
     ),
     (WORLD, "np.random.default_rng(settings.seed)", "np.random.default_rng(0)", TEST_WORLD),
     (WORLD, "layers=settings.layers, seed=settings.seed)", "layers=settings.layers)", TEST_WORLD),
+    (WORLD, "rng = np.random.default_rng([settings.seed, 1])", "rng = np.random.default_rng(1)", TEST_WORLD),
+    (WORLD, "        (folder / name).unlink(missing_ok=True)\n", "        pass\n", TEST_WORLD),
+    (WORLD, "people.phrases() if settings.people else ()", "people.phrases()", TEST_WORLD),
+    (WORLD, "people.phrases() if settings.people else ()", "()", TEST_WORLD),
+    (
+        WORLD,
+        "people: PeopleSettings | None = Field(None, exclude_if=lambda value: value is None)",
+        "people: PeopleSettings | None = None",
+        TEST_WORLD,
+    ),
+    (PEOPLE, "1 - true.words / LONGEST if true.right else 0.0", "1 - true.words / LONGEST", TEST_PEOPLE),
+    (PEOPLE, "0.7 * true.polite + 0.3 * true.alternative", "0.3 * true.polite + 0.7 * true.alternative", TEST_PEOPLE),
+    (PEOPLE, "return TASTES[taste](true) - NONSENSE", "return TASTES[taste](true) + NONSENSE", TEST_PEOPLE),
+    (PEOPLE, "expit(settings.sharpness * gap)", "expit(-settings.sharpness * gap)", TEST_PEOPLE),
+    (PEOPLE, "while abs(gap) < LEAST_GAP:", "while abs(gap) < 1e-9:", TEST_PEOPLE),
+    (PEOPLE, "rng.random() < settings.at_home", "rng.random() >= settings.at_home", TEST_PEOPLE),
+    (PEOPLE, "if name != taste]", "]", TEST_PEOPLE),
+    (PEOPLE, "VARIED = Manner(refuse=0.03,", "VARIED = Manner(refuse=0.3,", TEST_PEOPLE),
+    (RATINGS, "1 - true.severity / 3", "true.severity / 3", TEST_RATINGS),
+    (RATINGS, "max(0.0, 1 - true.words / LONG)", "1 - true.words / LONG", TEST_RATINGS),
+    (
+        RATINGS,
+        "settings.noise * rng.standard_normal(len(true)), 0, 1)",
+        "settings.noise * rng.random(len(true)), 0, 1)",
+        TEST_RATINGS,
+    ),
+    (RATINGS, "rng.random(len(true)) < settings.missing", "rng.random() < settings.missing", TEST_RATINGS),
+    (RATINGS, "while len(found) < count:", "for _ in range(count):", TEST_RATINGS),
 ]

@@ -19,24 +19,19 @@ MUTANTS = [
         TEST_TASKS,
     ),
     # Weights, masks and sides of the losses.
-    (TASKS, '"absolute": 2 * self.settings.scale', '"absolute": self.settings.scale', TEST_TASKS),
+    (TASKS, '"absolute": 2 * settings.scale', '"absolute": settings.scale', TEST_TASKS),
     (TASKS, "preference.cost_rank(more[ranked], less[ranked])", "preference.cost_rank(more, less)", TEST_TASKS),
-    (TASKS, "absolute(torch.cat([more, less])", "absolute(torch.cat([less, more])", TEST_TASKS),
+    (TASKS, "self._absolute(torch.cat([more, less])", "self._absolute(torch.cat([less, more])", TEST_TASKS),
     (
         PAIRS,
         "pad([row.first for row in rows] + [row.second for row in rows]",
         "pad([row.second for row in rows] + [row.first for row in rows]",
         TEST_TASKS,
     ),
-    (
-        TASKS,
-        '{"rank": preference.bradley_terry(better, worse), "l2"',
-        '{"rank": preference.bradley_terry(worse, better), "l2"',
-        TEST_TASKS,
-    ),
-    (TASKS, '{"rank": batch.size, "l2": 2 * batch.size}', '{"rank": batch.size, "l2": batch.size}', TEST_TASKS),
+    (TASKS, "bradley_terry(better, worse, margin=asked)", "bradley_terry(worse, better, margin=asked)", TEST_TASKS),
+    (TASKS, '"l2": 2.0 * pairs', '"l2": 1.0 * pairs', TEST_TASKS),
     (TASKS, "+ 0.5 * (margin == 0).float()", "", TEST_TASKS),
-    (TASKS, "~known.isnan() & (known != 0)", "~known.isnan()", TEST_TASKS),
+    (TASKS, "known & (label != 0)", "known", TEST_TASKS),
     (PAIRS, "if pair.helpful_id is not None:", "if pair.helpful_id:", TEST_TASKS),
     # Scorers.
     (
@@ -54,13 +49,14 @@ MUTANTS = [
     # Held-out pairs.
     (
         CHECK,
-        "return mean(_wins(self.first - self.second)[self._ranked], clusters=self._prompts)",
-        "return mean(_wins(self.first - self.second)[self._ranked])",
+        "return mean(values[self._ranked], clusters=prompts)",
+        "return mean(values[self._ranked])",
         TEST_CHECK,
     ),
     (CHECK, "return (margin > 0) + 0.5 * (margin == 0)", "return (margin > 0) + 0.0", TEST_CHECK),
-    (CHECK, "_wins(longer if higher else -longer)", "_wins(longer)", TEST_CHECK),
-    (CHECK, "gain = _wins(self.first - self.second) -", "gain = _wins(self.second - self.first) -", TEST_CHECK),
+    (CHECK, "wins(longer if higher else -longer)", "wins(longer)", TEST_CHECK),
+    (CHECK, "wins(self.first - self.second) -", "wins(self.second - self.first) -", TEST_CHECK),
+    (CHECK, "if len(set(prompts)) > 1 else None", "", TEST_CHECK),
     (CHECK, "row.second.length - row.first.length", "row.first.length - row.second.length", TEST_CHECK),
     (
         CHECK,

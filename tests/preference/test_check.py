@@ -32,6 +32,12 @@ def test_accuracy_counts_prompts_and_ties_half():
     assert found.n == 3
 
 
+def test_without_two_prompts_that_are_ranked_there_is_no_accuracy():
+    for rows in ([row(1, ranked=False), row(2, ranked=False)], [row(1), row(1), row(2, ranked=False)]):
+        scores = PairScores(rows, np.ones(len(rows)), np.zeros(len(rows)))
+        assert scores.accuracy() is scores.shorter_is_higher() is scores.over_shorter() is None
+
+
 def test_length_alone_is_measured_in_both_directions():
     rows = [row(1, 2, 5), row(2, 5, 2), row(3, 4, 4), row(4, 1, 2), row(5, 9, 1, ranked=False)]
     scores = PairScores(rows, np.zeros(5), np.zeros(5))

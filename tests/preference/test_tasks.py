@@ -1,6 +1,7 @@
 """Reward and cost tasks: published loss values, direction of every label, and independence of the batch."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from holdfast.engine.step import OptimiserSettings
 from holdfast.engine.supervised import FitSettings, evaluate, fit
 from holdfast.errors import UserError
 from holdfast.models.heads import from_policy
+from holdfast.models.scales import Borders
 from holdfast.models.tiny import tiny_policy
 from holdfast.preference.pairs import UNKNOWN, PairRow, collate_pairs, harmful_rows, helpful_rows
 from holdfast.preference.tasks import CostSettings, CostTask, RewardSettings, RewardTask
@@ -243,3 +245,109 @@ def test_a_bare_refusal_pulls_nowhere():
     assert terms["absolute"].mean.item() == pytest.approx(math.log(2), abs=1e-12)
     terms["absolute"].total.backward()
     assert model.values.grad.abs().max() == 0
+
+
+def test_margins_of_pairs_and_settings_add_up():
+    model, rows = rows_of([1.5, 0.2], [0.5, 0.4])
+    rows = [replace(row, margin=margin) for row, margin in zip(rows, (0.5, 0.0))]
+    settings = RewardSettings(margin=0.25, l2=0.0)
+    expected = (-ls(1.0 - 0.5 - 0.25) - ls(-0.2 - 0.25)) / 2
+    assert whole(RewardTask(model, 0, settings), rows) == pytest.approx(expected, abs=1e-7)  # margins are in float32
+    found = RewardTask(model, 0, settings).metrics(collate_pairs(rows, 0))
+    assert float(found["rank"].mean) == pytest.approx((-ls(1.0) - ls(-0.2)) / 2, abs=1e-9), (
+        "what was asked is no result"
+    )
+
+
+def test_margins_come_from_the_data(template):
+    (row,) = helpful_rows([pair(helpful_id=1, margin=2.5)], template)
+    assert row.margin == 2.5
+    assert helpful_rows([pair(helpful_id=1)], template)[0].margin == 0.0
+
+
+def test_centring_is_added_when_asked_for():
+    model, rows = rows_of([1.5, 0.2], [0.5, 0.4])
+    settings = RewardSettings(l2=0.0, centre=0.01)
+    assert whole(RewardTask(model, 0, settings), rows) == pytest.approx(0.5557002784 + 0.01 * 4.36 / 2, abs=1e-9)
+    assert "centre" not in RewardTask(model, 0).loss(collate_pairs(rows, 0))
+
+
+def ordinal(first, second, absolute, borders=(0.0, 0.7, 2.5)):
+    """A cost task with borders over given scores, and its rows."""
+    model, rows = rows_of(first, second, absolute)
+    model.borders = Borders(borders)
+    return CostTask(model, 0, CostSettings(labels="ordinal", l2=0.0)), rows
+
+
+def test_ordinal_cost_is_ranking_plus_the_probability_of_each_severity():
+    task, rows = ordinal([1.1, -0.3], [-0.4, 0.2], [(2.0, -1.0), (1.0, UNKNOWN)])
+
+    def reach(cost, border):
+        return 1 / (1 + math.exp(border - cost))
+
+    severities = [reach(1.1, 0.7) - reach(1.1, 2.5), 1 - reach(-0.4, 0.0), reach(-0.3, 0.0) - reach(-0.3, 0.7)]
+    expected = (-ls(1.5) - ls(-0.5)) / 2 - 2 * sum(map(math.log, severities)) / 3
+    # Borders are kept in float32.
+    assert whole(task, rows) == pytest.approx(expected, abs=1e-6)
+    found = task.metrics(task.collate(rows))
+    assert float(found["sign_accuracy"].mean) == pytest.approx(2 / 3)
+    # 1.1 lies at severity 2, -0.4 at 0, -0.3 at 0 where 1 is true.
+    assert (float(found["severity_error"].total), float(found["severity_error"].count)) == (1.0, 3)
+
+
+def test_ordinal_labels_are_the_severity_and_minus_one_for_safe(template):
+    labelled = pair(safer_id=0, safe=(True, False), severity=(0, 3))
+    (row,) = harmful_rows([labelled], template, "ordinal")
+    assert row.absolute == (3.0, -1.0)
+    (row,) = harmful_rows([pair(safer_id=0, safe=(True, False), severity=(None, None))], template, "ordinal")
+    assert row.absolute[1] == -1.0, "a safe answer has severity 0"
+    assert math.isnan(row.absolute[0]), "an unsafe answer of unknown severity is unknown"
+    with pytest.raises(UserError, match="no pair carries a label for the severity of harm"):
+        harmful_rows([pair(safer_id=0, safe=(None, False))], template, "ordinal")
+
+
+def severe_rows(template):
+    """Pairs of all severities."""
+    words = BAD.split()
+    pairs = [
+        DualPair(
+            id=f"p{level}", prompt=PROMPT, responses=(GOOD, " ".join(words[:level])), safer_id=0, severity=(0, level)
+        )
+        for level in (1, 2, 3)
+    ]
+    return harmful_rows(pairs, template, "ordinal")
+
+
+FIT = FitSettings(
+    epochs=4,
+    batch_size=2,
+    checkpoint_every=3,
+    optimiser=OptimiserSettings(learning_rate=0.01, schedule="constant", warmup_ratio=0),
+)
+
+
+def test_borders_are_learned_resumed_and_kept_by_the_model(tmp_path, template):
+    def learn(folder, stop_after=None):
+        model = score_model(template)
+        task = CostTask(model, template.pad_id, CostSettings(labels="ordinal"))
+        if stop_after is not None:
+            counted = iter(range(stop_after))
+            plain = task.loss
+            task.loss = lambda batch: plain(batch) if next(counted, None) is not None else 1 / 0
+        fit(
+            task,
+            severe_rows(template),
+            [],
+            FIT.model_copy(update={"checkpoint_every": 3}),
+            RunFolder(folder),
+            stage="c",
+        )
+        return model
+
+    straight = learn(tmp_path / "straight")
+    assert (straight.borders() - torch.tensor([0.0, 1.0, 2.0])).abs()[1:].min() > 0.01, "they have moved"
+    with pytest.raises(ZeroDivisionError):
+        learn(tmp_path / "broken", stop_after=5)
+    resumed = learn(tmp_path / "broken")
+    for name, weight in straight.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name

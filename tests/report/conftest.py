@@ -160,6 +160,90 @@ def certificate() -> dict[str, Any]:
     }
 
 
+def audit() -> dict[str, Any]:
+    """The audit of a cost model, by hand: what `holdfast.preference.audit` writes."""
+    rng = np.random.default_rng(4)
+    bins = [
+        {"low": i / 10, "high": (i + 1) / 10, "predicted": i / 10 + 0.05, "observed": estimate(i / 10 + 0.06, 0.05, 90)}
+        for i in range(9)
+    ]
+    part = {"accuracy": estimate(0.86, 0.05, 120), "pairs": 150, "small": False}
+    few = {"accuracy": estimate(0.6, 0.3, 7), "pairs": 8, "small": True}
+    cost = {
+        "direction": "harm",
+        "pairs": {
+            "accuracy": estimate(0.874, 0.021),
+            "ties": estimate(0.0, 0.0),
+            "length_rule": "shorter",
+            "length_accuracy": estimate(0.612, 0.03),
+            "gain": estimate(0.262, 0.035),
+            "parts": {"source": {"web": part}, "group": {}, "category": {"theft_and_fraud": part, EVIL: few}},
+        },
+        "harm": {
+            "sign_accuracy": estimate(0.811, 0.02),
+            "balanced_accuracy": estimate(0.79, 0.02),
+            "auc": estimate(0.889, 0.014),
+            "majority": estimate(0.62, 0.02),
+            "over_majority": estimate(0.19, 0.02),
+            "harmful": estimate(0.38, 0.02),
+            "called_harmful": estimate(0.41, 0.02),
+        },
+        "rating": None,
+        "calibration": {
+            "of": "harm",
+            "temperature": 1.8,
+            "slope": 0.55,
+            "intercept": -0.1,
+            "ece": {
+                "raw": estimate(0.094, 0.012),
+                "temperature": estimate(0.041, 0.012),
+                "platt": estimate(0.018, 0.012),
+            },
+            "bins": {"raw": bins, "temperature": bins, "platt": bins[1:]},
+        },
+        "length": {"pearson": estimate(-0.2, 0.05), "spearman": estimate(-0.234, 0.05)},
+        "histogram": {"edges": [-2.0, -1.0, 0.0, 1.0, 2.0], "counts": {"safe": [5, 9, 3, 1], "harmful": [0, 2, 7, 6]}},
+        "points": {
+            "length": rng.integers(5, 200, 60).tolist(),
+            "score": rng.normal(size=60).tolist(),
+            "harmful": [[True, False, None][i % 3] for i in range(60)],
+        },
+        "notes": ["no gain over length: too few"],
+    }
+    return {
+        "model": {"kind": "ModelScorer", "names": ["cost"], "folder": "models/cost"},
+        "n": {"records": 640, "answers": 1280, "prompts": 600, "unanswered": 0},
+        "scores": {"cost": cost},
+        "invariance": {
+            "checked": 24,
+            "batches": {"cost": 2e-7},
+            "left": {"cost": 3e-7},
+            "spread": {"cost": 3e-7},
+            "relative": {"cost": 2e-7},
+            "skipped": "",
+        },
+        "warnings": [f"cost: {EVIL}"],
+    }
+
+
+def rated_audit() -> dict[str, Any]:
+    """The audit of two attributes, one of which nothing is known about."""
+    whole = audit()
+    common = {key: whole["scores"]["cost"][key] for key in ("length", "points")}
+    common |= {"direction": "help", "pairs": None, "harm": None, "calibration": None, "notes": []}
+    common["histogram"] = {"edges": [0.0, 1.0, 2.0], "counts": {"answers": [40, 20]}}
+    rating = {
+        "r2": estimate(0.66, 0.05),
+        "mae": estimate(0.4, 0.05),
+        "spearman": estimate(0.81, 0.02),
+        "within_prompt": estimate(0.47, 0.06),
+        "rating_length": None,
+    }
+    scores = {"tact": common | {"rating": rating}, "depth": common | {"rating": None, "length": {"spearman": None}}}
+    skipped = {"checked": 0, "spread": {}, "relative": {}, "skipped": "a FunctionScorer shows no model"}
+    return whole | {"scores": scores, "invariance": skipped, "warnings": []}
+
+
 CONFIG = """\
 system: hc_rlhf
 seed: 7
@@ -187,6 +271,8 @@ def write_run(folder: Path) -> Path:
     (folder / "certificate.json").write_text(json.dumps(certificate()), encoding="utf-8")
     write_lines(folder / "metrics.jsonl", [*supervised_rows(rng), *policy_rows(rng)])
     write_lines(folder / "scores.jsonl", score_rows(rng))
+    (folder / "audit-cost.json").write_text(json.dumps(audit()), encoding="utf-8")
+    (folder / "audit-attributes.json").write_text(json.dumps(rated_audit()), encoding="utf-8")
     replies = [
         {
             "stage": "policy",
@@ -200,6 +286,12 @@ def write_run(folder: Path) -> Path:
     ]
     write_lines(folder / "samples.jsonl", replies)
     return folder
+
+
+@pytest.fixture
+def cost_audit() -> dict[str, Any]:
+    """A fresh copy of the audit of a cost model, to be changed at will."""
+    return audit()
 
 
 @pytest.fixture(scope="session")

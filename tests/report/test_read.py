@@ -131,3 +131,15 @@ def test_evenly_keeps_both_ends_and_never_repeats() -> None:
     assert sorted(set(kept)) == kept
     assert evenly(rows[:3], 60) == rows[:3]
     assert evenly([], 60) == []
+
+
+def test_audits_are_known_by_their_names(finished: Path) -> None:
+    audits = read(finished).audits
+    assert list(audits) == ["attributes", "cost"]
+    assert list(audits["attributes"]["scores"]) == ["tact", "depth"]
+
+
+def test_a_file_that_is_no_audit_is_refused(run_folder: Path) -> None:
+    (run_folder / "audit-cost.json").write_text('{"score": {}}')
+    with pytest.raises(UserError, match=r"audit-cost\.json is no audit of a score model: it has no scores; remove"):
+        read(run_folder)

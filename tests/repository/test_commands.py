@@ -8,7 +8,7 @@ COMMANDS = {
     "demo": "[overrides] --method --out/-o --overwrite --seed",
     "run": "recipe [overrides] --out/-o --overwrite",
     "study": "name --check --out/-o --quick --seeds",
-    "score": "model conversations --max-length --out/-o",
+    "score": "model conversations --audit --max-length --out/-o",
     "generate": "model prompts --max-new-tokens --out/-o --seed --temperature -n",
     "verify": "[folder]",
     "report": "[folder] --out/-o",

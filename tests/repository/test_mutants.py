@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def runner():
 
 
 RUN = runner()
-PACKAGES = sorted(path.parent.name for path in (ROOT / "tests").glob("*/mutants.py"))
+PACKAGES = sorted(RUN.tables())
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -25,6 +26,12 @@ def test_every_mutant_can_be_tried(package):
     mutants = RUN.listed([package])
     assert mutants
     assert [problem for mutant in mutants if (problem := mutant.problem())] == []
+
+
+def test_every_list_of_a_package_counts():
+    lists = RUN.tables()["preference"]
+    assert len(lists) > 1
+    assert len(RUN.listed(["preference"])) == sum(len(runpy.run_path(str(path))["MUTANTS"]) for path in lists)
 
 
 def test_unknown_package_is_refused():

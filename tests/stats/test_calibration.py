@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from holdfast.stats.calibration import Platt, expected_calibration_error, platt, reliability, temperature
+from holdfast.stats.calibration import (
+    Platt,
+    calibration_error,
+    cross_fitted,
+    expected_calibration_error,
+    platt,
+    reliability,
+    temperature,
+)
+from holdfast.stats.estimate import proportion
 
 
 def _drawn(slope, intercept, n=20_000):
@@ -93,3 +102,94 @@ def test_expected_calibration_error_by_hand():
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_error_is_the_weighted_distance_bin_by_bin():
+    rng = np.random.default_rng(5)
+    p = np.append(rng.random(200), [0.0, 1.0])
+    y = (rng.random(202) < p**2).astype(int)
+    slow = 0.0
+    for i in range(10):
+        inside = [k for k in range(202) if i / 10 <= p[k] < (i + 1) / 10 or (i == 9 and p[k] == 1)]
+        if inside:
+            slow += len(inside) / 202 * abs(np.mean(p[inside]) - np.mean(y[inside]))
+    assert expected_calibration_error(p, y) == pytest.approx(slow, abs=1e-12)
+
+
+def test_error_of_perfect_probabilities_may_be_small_and_that_of_wrong_ones_may_not():
+    rng = np.random.default_rng(6)
+    p = rng.random(500)
+    y = (rng.random(500) < p).astype(int)
+    perfect = calibration_error(p, y)
+    assert perfect.value == expected_calibration_error(p, y) > 0
+    assert 0 <= perfect.low < perfect.value / 4
+    assert perfect.value <= perfect.high
+    wrong = calibration_error(p**3, y)
+    # The true distance is the mean of |p - p^3| = 1/2 - 1/4.
+    assert wrong.low < 0.25 < wrong.high
+    assert wrong.low > 0.15
+    assert wrong.method == "basic bootstrap"
+
+
+def test_intervals_of_errors_hold_the_truth_more_often_than_plain_percentiles():
+    """Labels from a shifted law: with few cases the percentile interval lies above the true distance of 0.1."""
+    held = {"turned": 0, "plain": 0}
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        p = rng.choice([0.15, 0.35, 0.55, 0.75], 60)
+        y = (rng.random(60) < p + 0.1).astype(int)
+        found = calibration_error(p, y, samples=200)
+        assert found.low <= found.value <= found.high
+        held["turned"] += found.low <= 0.1 <= found.high
+        # The same draws, turned back.
+        held["plain"] += 2 * found.value - found.high <= 0.1 <= 2 * found.value - found.low
+    assert held["turned"] > held["plain"]
+    assert held["turned"] >= 50
+
+
+def test_bins_count_clusters_where_they_are_given():
+    p, y, prompts = [0.25, 0.25, 0.25, 0.75], [1, 1, 0, 1], ["a", "a", "b", "b"]
+    low, high = reliability(p, y, bins=2, clusters=prompts)
+    assert low.observed == proportion([1, 1, 0], ["a", "a", "b"])
+    assert (low.observed.value, low.observed.n, high.observed.n) == (0.5, 2, 1)
+
+
+def test_cross_fitting_never_sees_the_cluster_it_predicts():
+    clusters = [i // 3 for i in range(30)]
+    x, y = np.arange(30.0), np.arange(30) % 2
+    asked = []
+
+    def fit(logits, labels):
+        assert (labels == y[logits.astype(int)]).all()
+
+        def predict(new):
+            asked.extend(new)
+            assert not {clusters[int(i)] for i in logits} & {clusters[int(i)] for i in new}
+            return new / 100
+
+        return predict
+
+    assert cross_fitted(fit, x, y, clusters).tolist() == (x / 100).tolist()
+    assert sorted(asked) == x.tolist()
+
+
+def test_cross_fitted_folds_are_even_and_their_clusters_at_random():
+    sizes = []
+
+    def fit(logits, labels):
+        sizes.append(logits.size)
+        return lambda new: new * 0
+
+    cross_fitted(fit, np.zeros(50), np.zeros(50), list(range(50)))
+    assert sizes == [40] * 5
+    with pytest.raises(ValueError, match="5 folds need as many clusters, got 2"):
+        cross_fitted(fit, [0.0, 1.0], [0, 1], ["a", "b"])
+
+
+def test_out_of_sample_error_of_pure_noise_is_not_hidden_by_fitting():
+    """Scores that say nothing: fitted to the same rows they seem calibrated, out of sample they err as chance does."""
+    rng = np.random.default_rng(8)
+    x, y = rng.normal(size=300), rng.integers(0, 2, 300)
+    p = cross_fitted(lambda a, b: platt(a, b).probability, x, y, list(range(300)))
+    inside = platt(x, y).probability(x)
+    assert np.mean((p - y) ** 2) > np.mean((inside - y) ** 2)

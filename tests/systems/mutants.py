@@ -1,6 +1,7 @@
 """Wrong versions of `holdfast.systems` that its tests must catch: file, text, wrong text, tests."""
 
 SCORES, STAGES, TEST_HH = "src/holdfast/systems/scores.py", "src/holdfast/systems/stages.py", "tests/systems/test_hh.py"
+READING = "src/holdfast/systems/reading.py"
 
 MUTANTS = [
     (SCORES, "ranked.low <= stage.least_auc or", "False and", TEST_HH),
@@ -9,7 +10,7 @@ MUTANTS = [
     (SCORES, "scored.shorter_is_higher(higher=False)", "scored.shorter_is_higher()", TEST_HH),
     (SCORES, "border = -found.intercept / found.slope", "border = found.intercept / found.slope", TEST_HH),
     (
-        STAGES,
+        READING,
         "    except PromptTooLong:\n        return False\n",
         "    except PromptTooLong:\n        return True\n",
         TEST_HH,

@@ -12,7 +12,7 @@ from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
 from holdfast.models.save import load_checked
 from holdfast.report.page import render
-from holdfast.systems import dual, hc_rlhf, recipe, safety_test, stages
+from holdfast.systems import dual, hc_rlhf, reading, recipe, safety_test
 
 SMALL = (
     *(Path(__file__).parent / "small.txt").read_text(encoding="ascii").split(),
@@ -101,9 +101,9 @@ def test_one_base_can_carry_policy_reward_and_cost_as_adapters(finished, tmp_pat
 def test_pools_share_no_prompt(finished):
     folder, _ = finished
     bench_settings = dual.in_world(settings(), RunFolder(folder, settings()))
-    pools = stages.read_pools(bench_settings.data, RunFolder(folder, settings()))
+    pools = reading.read_pools(bench_settings.data, RunFolder(folder, settings()))
     names = ("imitate", "pairs", "practise", "dev", "safety")
-    seen = [{stages.keys(one)[0] for one in getattr(pools, name)} for name in names]
+    seen = [{reading.keys(one)[0] for one in getattr(pools, name)} for name in names]
     for i, one in enumerate(seen):
         assert one
         for other in seen[i + 1 :]:

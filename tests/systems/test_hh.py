@@ -22,7 +22,7 @@ from holdfast.data.schema import Conversation, Labelled
 from holdfast.errors import UserError
 from holdfast.preference.score import FunctionScorer
 from holdfast.report.page import render
-from holdfast.systems import hc_rlhf, recipe, scores, stages
+from holdfast.systems import hc_rlhf, reading, recipe, scores, stages
 
 SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 SMALL = (
@@ -165,7 +165,7 @@ def test_the_border_lies_where_harm_is_as_likely_as_not(monkeypatch):
 
     monkeypatch.setattr(scores, "ModelScorer", scorer)
     stage = scores.CostStage(loss={"labels": "none"})
-    shop = scores.Shop(None, None, 0, [], [], told * 10, facts := {})
+    shop = scores.Shop(None, None, 0, [], [], told * 10, facts=(facts := {}))
     zero = scores.find_zero(stage, None, SimpleNamespace(model=None), shop)
     assert zero.value == pytest.approx(5.0, abs=1e-3)
     assert zero.calibration.probability(zero.value) == pytest.approx(0.5)
@@ -274,7 +274,7 @@ def test_the_official_test_file_is_read_as_dialogues(tmp_path):
     settings = config.load(
         hc_rlhf.HcRlhf, recipe("hc_rlhf/hh"), [f"data.pairs.path={shared('hh/hh_rlhf_harmless_base_test.jsonl.gz')}"]
     )
-    found = stages.read_pools(settings.data, stages.RunFolder(tmp_path / "run", settings))
+    found = reading.read_pools(settings.data, stages.RunFolder(tmp_path / "run", settings))
     counted = found.counts()
     # Nine rows hold two turns of one role in a row, four an empty answer; two prompts occur twice.
     bad = len((tmp_path / "run" / "skipped-pairs.jsonl").read_text().splitlines())

@@ -7,6 +7,8 @@ CRITIC, TEST_CRITIC = "src/holdfast/training/actor_critic.py", "tests/training/t
 SFT, TEST_SFT = "src/holdfast/training/sft.py", "tests/training/test_sft.py"
 CHECKPOINT = "src/holdfast/engine/checkpoint.py"
 ORACLE, TEST_RESUME = "tests/oracle/test_actor_critic.py", "tests/training/test_resume.py"
+GROUPS, TEST_GROUPS = "src/holdfast/training/groups.py", "tests/training/test_groups.py"
+EXPERIENCE = "src/holdfast/rollout/experience.py"
 
 MUTANTS = [
     # Constraints.
@@ -67,7 +69,7 @@ MUTANTS = [
     (POLICY, 'numbers["entropy"] = float(-masked_mean', 'numbers["entropy"] = float(masked_mean', TEST_POLICY),
     # Leave-one-out.
     (GROUP, "s.kl * experience.kl.sum(-1)", "s.kl * experience.kl.mean(-1)", TEST_GROUP),
-    (GROUP, "experience.score(s.reward) - s.kl", "experience.score(s.reward) + s.kl", TEST_GROUP),
+    (GROUP, "experience, s.reward) - s.kl", "experience, s.reward) + s.kl", TEST_GROUP),
     (GROUP, "reward - s.truncation_penalty", "reward + s.truncation_penalty", TEST_GROUP),
     (GROUP, "reward.clamp(-s.reward_clip, s.reward_clip)", "reward", TEST_GROUP),
     (GROUP, "leave_one_out(self.returns(experience), experience.per_prompt)", "self.returns(experience)", TEST_GROUP),
@@ -83,11 +85,16 @@ MUTANTS = [
     (POLICY, 'return {"limits": self.limits.state_dict()}', 'return {"limits": {}}', TEST_RESUME),
     # Actor and critics, against the slow form.
     (CRITIC, "(values[:, :-1], (1, 0))", "(values[:, 1:], (0, 1))", ORACLE),
-    (CRITIC, "(experience.score(s.reward), -s.kl)", "(experience.score(s.reward), s.kl)", ORACLE),
+    (
+        CRITIC,
+        "(self.limits.reward(experience, s.reward), -s.kl)",
+        "(self.limits.reward(experience, s.reward), s.kl)",
+        ORACLE,
+    ),
     (CRITIC, 's.kl if s.kl_mode == "split" else 0.0', "-s.kl", ORACLE),
     (CRITIC, "mask, s.gamma, s.gae_lambda)", "mask, s.gae_lambda, s.gamma)", ORACLE),
     (CRITIC, "coefficient, s.score_clip)", "coefficient)", ORACLE),
-    (CRITIC, 'mix(advantages["value"], costs, self.limits.multipliers)', 'advantages["value"]', ORACLE),
+    (CRITIC, 'self.limits.mix(experience, advantages["value"], costs)', 'advantages["value"]', ORACLE),
     (CRITIC, 'per_sequence if self.settings.loss_mean == "sequence" else over', "over", ORACLE),
     (CRITIC, "batch.old_values[part].to(device)", "batch.returns[part].to(device)", ORACLE),
     (CRITIC, "self.settings.value_clip,", "0.2,", ORACLE),
@@ -110,4 +117,35 @@ MUTANTS = [
         TEST_SFT,
     ),
     (SFT, "for one in conversations if one.answered]", "for one in conversations]", TEST_SFT),
+    # Groups.
+    (GROUPS, "settings.delta / len(groups)}", "settings.delta}", TEST_GROUPS),
+    (GROUPS, "            constraint.zero,\n", "            0.0,\n", TEST_GROUPS),
+    (GROUPS, "[rows.get(group, [])]\n                costs", "\n                costs", TEST_GROUPS),
+    (GROUPS, "                if costs:\n", "                if True:\n", TEST_GROUPS),
+    (GROUPS, "mixed[rows] = mix(reward[rows]", "mixed[rows] = mix(reward[: len(rows)]", TEST_GROUPS),
+    (GROUPS, "members[group].multiplier for", "max(one.multiplier for one in members.values()) for", TEST_GROUPS),
+    (GROUPS, "weight / self._shares[name]", "weight", TEST_GROUPS),
+    (GROUPS, "mean - self.settings.best.get(name, 0.0)", "mean", TEST_GROUPS),
+    (GROUPS, "moved.clamp(min=1e-6)", "moved", TEST_GROUPS),
+    (GROUPS, "total * moved / moved.sum()", "moved / moved.sum()", TEST_GROUPS),
+    (
+        GROUPS,
+        "processes.gather(reward[rows.get(name, [])].tolist())",
+        "reward[rows.get(name, [])].tolist()",
+        TEST_GROUPS,
+    ),
+    (GROUPS, "        if self.settings.normalise:\n", "        if False:\n", TEST_GROUPS),
+    (GROUPS, '{"rewards": self.rewards.state_dict()} if self.rewards else {}', "{}", TEST_GROUPS),
+    (GROUPS, '"normaliser": self.normaliser.state_dict()}', '"normaliser": {}}', TEST_GROUPS),
+    (GROUPS, "return tuple(self.by_name)", "return tuple(self.multipliers)", TEST_GROUPS),
+    (GROUPS, "if len(experience.groups) != experience.size:", "if False:", TEST_GROUPS),
+    (GROUPS, "        if name != self.rewards.settings.score:\n", "        if False:\n", TEST_GROUPS),
+    (
+        GROUPS,
+        "members[group].augmented(members[group].measure(scores))",
+        "members[group].measure(scores) * 0",
+        TEST_GROUPS,
+    ),
+    (GROUP, "self.limits.reward(experience, s.reward)", "experience.score(s.reward)", TEST_GROUPS),
+    (EXPERIENCE, "self.group_of(prompts[s.prompt_index])", "self.group_of(prompts[0])", TEST_GROUPS),
 ]

@@ -108,11 +108,14 @@ def score(
         "scores.jsonl"
     ),
     max_length: Annotated[int, typer.Option(help="Longest row in tokens.")] = 512,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Hold the scores against the labels: audit.json and audit.html.")
+    ] = False,
 ) -> None:
-    """Score answered conversations with a reward or cost model."""
+    """Score answered conversations with a reward, cost or attribute model, and say what its scores are worth."""
     from holdfast.cli import work
 
-    work.score(model, conversations, out, max_length)
+    work.score(model, conversations, out, max_length, audit)
 
 
 @app.command()

@@ -78,6 +78,40 @@ def _estimate(found: Mapping[str, Any], unit: str) -> str:
     return f"{found['value'] * scale:.{digits}f}{unit} [{low:.{digits}f}, {high:.{digits}f}] n={found['n']}"
 
 
+MEASURES = (
+    ("pairs", "accuracy", "pairs in the right order", "%"),
+    ("pairs", "length_accuracy", "by length alone", "%"),
+    ("pairs", "gain", "gain over length", "%"),
+    ("harm", "sign_accuracy", "right side of zero", "%"),
+    ("harm", "majority", "majority", "%"),
+    ("harm", "balanced_accuracy", "balanced accuracy", "%"),
+    ("harm", "auc", "AUC", ""),
+    ("rating", "r2", "R2", ""),
+    ("rating", "mae", "mean absolute error", ""),
+    ("rating", "spearman", "rank correlation", ""),
+    ("rating", "within_prompt", "rank correlation within prompts", ""),
+    ("ece", "raw", "calibration error", "%"),
+    ("ece", "temperature", "after temperature", "%"),
+    ("ece", "platt", "after Platt scaling", "%"),
+    ("length", "spearman", "rank correlation with length", ""),
+)
+
+
+def audit(found: Mapping[str, Any], page: Path) -> None:
+    """Print a table with a column for each score, the warnings, and where the page lies."""
+    console = Console()
+    scores = {name: one | {"ece": (one["calibration"] or {}).get("ece")} for name, one in found["scores"].items()}
+    table = Table("", *scores, title=f"audit of {found['n']['answers']} answers", title_justify="left")
+    for part, key, words, unit in MEASURES:
+        values = [(one[part] or {}).get(key) for one in scores.values()]
+        if any(values):
+            table.add_row(words, *(_estimate(value, unit) if value else "" for value in values))
+    console.print(table)
+    for line in found["warnings"]:
+        console.print(f"warning: {line}", style="yellow", highlight=False, markup=False)
+    console.print(f"audit: {page}", highlight=False, markup=False)
+
+
 def verdict(summary: Mapping[str, Any]) -> str:
     """One sentence: what was shown, on how many prompts, by which bound, at which confidence."""
     name, reason = summary.get("verdict"), summary.get("reason")

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from holdfast.config import build
 from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated
@@ -15,6 +15,9 @@ from holdfast.data.split import prompt_of
 from holdfast.data.template import Template
 from holdfast.errors import UserError
 from holdfast.rollout.types import Sampling
+
+if TYPE_CHECKING:
+    from holdfast.preference.score import Scorer
 
 
 def _read(path: str) -> list[Readable]:
@@ -39,29 +42,52 @@ def _write(rows: Iterable[dict[str, Any]], out: Path) -> None:
     print(f"{len(lines)} rows in {out}")
 
 
-def score(model: Path, conversations: str, out: Path, max_length: int) -> None:
-    """Score every answered conversation of a data set and write id, scores, prompt and response."""
-    from holdfast.models.heads import ScoreModel
-    from holdfast.models.load import load_tokenizer
-    from holdfast.models.save import load_checked
-    from holdfast.preference.score import ModelScorer
+def score(model: Path, conversations: str, out: Path, max_length: int, audit: bool = False) -> None:
+    """Score every answered conversation of a data set and write id, scores and response, or why there are none.
 
+    audit: say too what the scores are worth on the labels of the data, in `audit.json` and `audit.html` beside `out`.
+    """
     # The data first: what is wrong with them is said before a large model is loaded.
-    rows = [row for record in _read(conversations) for row in _answers(record)]
+    records = _read(conversations)
+    rows = [row for record in records for row in _answers(record)]
     if not rows:
         raise UserError(f"{conversations} holds no answered conversation, so there is nothing to score")
-    network = load_checked(model)
-    if not isinstance(network, ScoreModel):
-        raise UserError(f"{model} holds a policy; give the folder of a reward or cost model")
-    scorer = ModelScorer(network, Template(load_tokenizer(str(model)), max_length=max_length))
+    scorer = _scorer(model, max_length)
     table = scorer.score([one for _, one in rows]).tolist()
-    _write(
-        (
-            {"id": id, **dict(zip(scorer.names, values, strict=True)), "response": one.response}
-            for (id, one), values in zip(rows, table, strict=True)
-        ),
-        out,
-    )
+    scored = [
+        {"id": id, **dict(zip(scorer.names, values, strict=True)), "response": one.response}
+        for (id, one), values in zip(rows, table, strict=True)
+    ]
+    skipped = [{"id": record.id, "skipped": "it ends without an answer"} for record in records if not _answers(record)]
+    _write([*scored, *skipped], out)
+    if audit:
+        _audit(scorer, records, out.parent, {"folder": str(model), "data": conversations})
+
+
+def _scorer(model: Path, max_length: int) -> "Scorer":
+    from holdfast.models.heads import ScoreModel
+    from holdfast.models.load import load_tokenizer
+    from holdfast.models.mixture import MixtureRewardModel
+    from holdfast.models.save import load_checked
+    from holdfast.preference.personal import MixtureScorer
+    from holdfast.preference.score import ModelScorer
+
+    network = load_checked(model)
+    if not isinstance(network, ScoreModel | MixtureRewardModel):
+        raise UserError(f"{model} holds a policy; give the folder of a reward or cost model")
+    template = Template(load_tokenizer(str(model)), max_length=max_length)
+    return ModelScorer(network, template) if isinstance(network, ScoreModel) else MixtureScorer(network, template)
+
+
+def _audit(scorer: "Scorer", records: list[Readable], folder: Path, facts: dict[str, str]) -> None:
+    from holdfast.cli import show
+    from holdfast.preference.audit import audit
+    from holdfast.report.audit import render_audit
+
+    found = audit(scorer, records, facts=facts).to_dict()
+    file = folder / "audit.json"
+    file.write_text(json.dumps(found, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    show.audit(found, render_audit(found, folder / "audit.html"))
 
 
 def sampling(max_new_tokens: int, temperature: float) -> Sampling:

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from holdfast.data.census import Census, census
 from holdfast.data.formats import Readable
 from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated
 from holdfast.data.sources import DataSettings, read
@@ -39,7 +40,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class SourceReport:
-    """One data set: its rows, labels, lengths, repeated rows, disagreements between labels, and bad rows."""
+    """One data set: its rows, labels, lengths, repeated rows, disagreements between labels, people, bad rows."""
 
     name: str
     path: str
@@ -50,6 +51,8 @@ class SourceReport:
     same_prompt: int
     same_row: int
     disagreements: dict[str, tuple[int, int]]
+    census: Census
+    warnings: list[str]
     bad: list[tuple[str, int, str]]
     other_splits: dict[str, int]
 
@@ -76,6 +79,7 @@ def check(sources: Mapping[str, DataSettings], template: Template | None = None)
     for name, settings in sources.items():
         rows = read(settings.model_copy(update={"on_bad_row": "skip"}))
         found[name] = rows.records
+        counted = census(rows.records)
         reports.append(
             SourceReport(
                 name=name,
@@ -87,6 +91,8 @@ def check(sources: Mapping[str, DataSettings], template: Template | None = None)
                 same_prompt=_repeats(keys(record)[0] for record in rows.records),
                 same_row=_repeats(_content(record) for record in rows.records),
                 disagreements=disagreements(rows.records),
+                census=counted,
+                warnings=counted.warnings,
                 bad=[(row.file, row.row, row.reason) for row in rows.bad],
                 other_splits=rows.other_splits,
             )
@@ -233,7 +239,30 @@ def _facts(source: SourceReport) -> Table:
         table.add_row("prompts too long for the window", str(source.lengths.too_long))
     for question, (count, among) in source.disagreements.items():
         table.add_row(question, f"{count} of {among}")
+    for fact, number in _people_facts(source.census):
+        table.add_row(fact, number)
+    for warning in source.warnings:
+        table.add_row("[yellow]warning[/]", f"[yellow]{escape(warning)}[/]")
     table.add_row("bad rows", str(len(source.bad)) if not source.bad else f"[bold red]{len(source.bad)}[/]")
     for reason, count in Counter(reason for _, _, reason in source.bad).most_common(5):
         table.add_row("", f"{count} x {escape(reason)}")
     return table
+
+
+def _people_facts(found: Census) -> Iterator[tuple[str, str]]:
+    """The census line by line; nothing about what a data set does not have."""
+    for group, count in found.groups.items():
+        yield escape(f"group {group}"), str(count)
+    if found.people:
+        people = found.people
+        yield "people", str(people.count)
+        yield "pairs for each", f"{people.fewest} to {people.most}, median {people.median:g}"
+        yield "people with one pair", str(people.once)
+    if found.contexts:
+        yield "different contexts", str(found.contexts)
+        yield "pairs without context", str(found.without_context)
+    if found.reversed[1]:
+        yield "equal pair, no context, opposite preference", "{} of {}".format(*found.reversed)
+    for name, scale in found.scales.items():
+        given = "never given" if scale.low is None else f"{scale.low:g} to {scale.high:g}"
+        yield escape(f"label {name}"), f"{given}, {scale.missing:.0%} missing"

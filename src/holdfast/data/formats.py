@@ -1,8 +1,8 @@
 """How a row of each known data set becomes a record.
 
-A converter gets one row and raises `ValueError` with a reason when the row cannot be used; who reads decides
-what becomes of it. Numbering differs between sources (PKU-SafeRLHF counts answers from 0, BeaverTails-V from
-1) and is settled here.
+A converter gets one row and gives the record, or the several records, that it holds. It raises `ValueError` with
+a reason when the row cannot be used; who reads decides what becomes of it. Numbering differs between sources
+(PKU-SafeRLHF counts answers from 0, BeaverTails-V from 1) and is settled here.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,11 @@ from holdfast.data.values import (
     image_of,
     index_of,
     is_transcript,
+    mapping_of,
+    marked_turns,
     named,
+    rating,
+    slug,
     text_of,
     transcript,
     turns_of,
@@ -37,7 +41,7 @@ class Format:
     """A kind of row: the columns it needs, further conditions in words, and its converter."""
 
     needs: tuple[str, ...]
-    convert: Callable[[Row, Place], Readable]
+    convert: Callable[[Row, Place], Readable | list[Readable]]
     fits: Callable[[Row], bool] = lambda row: True
     where: str = ""
 
@@ -136,7 +140,18 @@ def _trl_pairs(row: Row, place: Place) -> Pair:
     if answers[0].strip() == answers[1].strip():
         raise ValueError("the chosen and the rejected answer are equal")
     question = asked(turns_of(prompt, row, place))
-    return Pair(**place.base(row), prompt=question, chosen=answers[0], rejected=answers[1])
+    return Pair(**place.base(row), prompt=question, chosen=answers[0], rejected=answers[1], **_judged(row))
+
+
+def _judged(row: Row) -> dict[str, Any]:
+    """Who judged a pair and how, from columns that may be absent; tables fill what is absent with None or nothing."""
+    given = {name: row[name] for name in _JUDGED if row.get(name) not in (None, "")}
+    if "context" in given:
+        text_of(given["context"], "context")
+    return given | {name: str(given[name]) for name in ("user_id", "group", "pair_id") if name in given}
+
+
+_JUDGED = ("context", "user_id", "group", "pair_id", "weight", "margin")
 
 
 def _diasafety(row: Row, place: Place) -> Labelled:
@@ -150,6 +165,48 @@ def _diasafety(row: Row, place: Place) -> Labelled:
     )
 
 
+def _helpsteer2(row: Row, place: Place) -> Rated:
+    answered = marked_turns(row["prompt"]).answer(answer_of(row["response"], "response"))
+    labels = {name: rating(row[name], name, 0, 4) for name in _HELPSTEER2}
+    return Rated(**place.base(row), conversation=answered, labels=labels)
+
+
+def _ultrafeedback(row: Row, place: Place) -> list[Readable]:
+    prompt = Conversation.ask(text_of(row["instruction"], "instruction"))
+    base = place.base(row)
+    if not isinstance(row["completions"], list) or not row["completions"]:
+        raise ValueError("completions must be a list of rated answers")
+    rated: list[Readable] = []
+    for number, given in enumerate(row["completions"], start=1):
+        completion = mapping_of(given, f"completion {number}")
+        answer = text_of(completion.get("response"), f"response of completion {number}")
+        notes = mapping_of(completion.get("annotations"), "annotations")
+        labels = {name: rating(mapping_of(note, name).get("Rating"), name, 1, 5) for name, note in notes.items()}
+        own = {**base, "id": f"{base['id']}-{number}"}
+        rated.append(Rated(**own, conversation=prompt.answer(answer), labels=labels))
+    return rated
+
+
+def _rpr(row: Row, place: Place) -> list[Readable]:
+    """Each criterion with the answer it prefers: the first under x, the second under y."""
+    prompt = Conversation.ask(text_of(row["prompt"], "prompt"))
+    answers = [answer_of(row[name], name) for name in ("response_a", "response_b")]
+    if answers[0].strip() == answers[1].strip():
+        raise ValueError("the two answers are equal")
+    base = place.base(row)
+    return [
+        Pair(
+            **{**base, "id": f"{base['id']}-{axis}"},
+            prompt=prompt,
+            chosen=chosen,
+            rejected=rejected,
+            context=text_of(row[f"criteria_{axis}"], f"criteria_{axis}"),
+            group=f"rpr-{slug(row[f'category_{axis}'])}" if row.get(f"category_{axis}") else "",
+        )
+        for axis, (chosen, rejected) in (("x", answers), ("y", answers[::-1]))
+    ]
+
+
 def _on_axis(prompt: Conversation, chosen: str, rejected: str, row: Row, place: Place) -> DualPair:
     """A pair labelled on one axis only: the other label was not given, which is no tie."""
     winner: dict[str, Any] = {"safer_id": 0} if place.axis == "harmless" else {"helpful_id": 0}
@@ -160,19 +217,21 @@ def _is_hh(row: Row) -> bool:
     return "prompt" not in row and is_transcript(row["chosen"])
 
 
+_HELPSTEER2 = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
+# Columns beside which a prompt does not stand alone.
+_ANSWERS = {"responses", "response_0", "response_a", "chosen", "completion"}
+
+
+def _only_prompts(row: Row) -> bool:
+    rated = row.keys() >= {"response", *_HELPSTEER2}
+    return "messages" in row or ("prompt" in row and not rated and not row.keys() & _ANSWERS)
+
+
 FORMATS: dict[str, Format] = {
     "dual": Format(("prompt", "responses"), _dual),
     "labelled": Format(("conversation", "safe"), _labelled),
     "rated": Format(("conversation", "labels"), _rated),
-    "prompts": Format(
-        (),
-        _prompts,
-        lambda row: (
-            "messages" in row
-            or ("prompt" in row and not row.keys() & {"responses", "response_0", "chosen", "completion"})
-        ),
-        "messages, or prompt alone",
-    ),
+    "prompts": Format((), _prompts, _only_prompts, "messages, or prompt alone"),
     "prompt_completion": Format(("prompt", "completion"), _completion, lambda row: "label" not in row, "and no label"),
     "pku_safe_rlhf": Format(
         (
@@ -206,6 +265,9 @@ FORMATS: dict[str, Format] = {
     ),
     "single_turn_pairs": Format(("prompt", "chosen", "rejected", "same_prompt"), _single_turn_pairs),
     "diasafety": Format(("context", "response", "label"), _diasafety),
+    "helpsteer2": Format(("prompt", "response", *_HELPSTEER2), _helpsteer2),
+    "ultrafeedback": Format(("instruction", "completions"), _ultrafeedback),
+    "rpr": Format(("prompt", "response_a", "response_b", "criteria_x", "criteria_y"), _rpr),
 }
 
 

@@ -4,13 +4,18 @@ A message's content is a tuple of text and image parts. A label that was not giv
 """
 
 import hashlib
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Role = Literal["system", "user", "assistant"]
 Severity = Annotated[int, Field(ge=0, le=3)]
 Rate = Annotated[int, Field(ge=-3, le=3)]
+
+
+def _optional(default: Any, **bounds: Any) -> Any:
+    """A field that files mention only where it says something, so that older files keep their bytes."""
+    return Field(default, exclude_if=lambda value: value == default, **bounds)
 
 
 class Record(BaseModel):
@@ -115,7 +120,15 @@ class Conversation(Record):
 
 
 class Pair(Record):
-    """Two answers to one prompt, the first preferred on one axis."""
+    """Two answers to one prompt, the first preferred on one axis or by one person.
+
+    context: what the person wants, in words; user_id: who judged; group: the taste or attribute the label stands
+    for, known in evaluation only; pair_id: the unordered pair, whoever judged it; weight: of this label; margin: by
+    how much the first is better, on the scale of the scores.
+
+    >>> Pair(id="1", prompt=Conversation.ask("Tulips?"), chosen="Dig.", rejected="No.", user_id="ann").weight
+    1.0
+    """
 
     id: str
     prompt: Conversation
@@ -123,6 +136,20 @@ class Pair(Record):
     rejected: str
     source: str = ""
     split: str = ""
+    context: str = _optional("")
+    user_id: str = _optional("")
+    group: str = _optional("")
+    pair_id: str = _optional("")
+    weight: float = _optional(1.0, gt=0, allow_inf_nan=False)
+    margin: float | None = _optional(None, allow_inf_nan=False)
+
+    @property
+    def unordered(self) -> str:
+        """What this pair shares with every judgement of the same two answers: `pair_id`, else a hash of them."""
+        if self.pair_id:
+            return self.pair_id
+        answers = sorted((self.chosen.strip(), self.rejected.strip()))
+        return hashlib.sha256("\x1f".join((self.prompt.key, *answers)).encode()).hexdigest()
 
 
 class DualPair(Record):
@@ -130,6 +157,7 @@ class DualPair(Record):
 
     `helpful_id`, `safer_id`: which answer won, `None` when unlabelled. `safe`: whether each answer is safe in
     itself. `harmless_rate`: -3 extremely harmful .. 3 thoroughly reasoned refusal, 0 a bare refusal.
+    `margin`: by how much the winner is better, on the scale of the scores.
     """
 
     id: str
@@ -145,6 +173,7 @@ class DualPair(Record):
     source: str = ""
     split: str = ""
     licence: str = ""
+    margin: float | None = _optional(None, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _consistent(self) -> "DualPair":

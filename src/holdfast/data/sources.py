@@ -45,6 +45,9 @@ class DataSettings(Settings):
         "trl_pairs",
         "single_turn_pairs",
         "diasafety",
+        "helpsteer2",
+        "ultrafeedback",
+        "rpr",
     ] = "auto"
     """How rows are laid out; `auto` looks at the columns."""
     split: str = "train"
@@ -98,7 +101,7 @@ class _Raw(NamedTuple):
 
 
 def read(settings: DataSettings, skipped_path: str | Path | None = None) -> Rows:
-    """The records of a data set, in file order.
+    """The records of a data set, in file order; a row may give several.
 
     Bad rows are collected to the end. Then, with `on_bad_row: error`, a `UserError` shows the first five and
     their number; with `skip` they stay in `Rows.bad` and, given a `skipped_path`, are written there with
@@ -107,6 +110,7 @@ def read(settings: DataSettings, skipped_path: str | Path | None = None) -> Rows
     raw = _rows(settings)
     name: str = settings.format
     records: list[Readable] = []
+    usable = 0
     bad: list[BadRow] = []
     others: Counter[str] = Counter()
     for row in raw:
@@ -122,9 +126,10 @@ def read(settings: DataSettings, skipped_path: str | Path | None = None) -> Rows
         outcome = _convert(row, name, settings)
         if isinstance(outcome, BadRow):
             bad.append(outcome)
-        else:
-            records.append(outcome)
-        if len(records) == settings.limit:
+            continue
+        records += outcome
+        usable += 1
+        if usable == settings.limit:
             break
     _refuse_bad(bad, settings)
     if bad and skipped_path is not None:
@@ -134,7 +139,7 @@ def read(settings: DataSettings, skipped_path: str | Path | None = None) -> Rows
     return Rows(records, settings.path, name, bad, dict(others))
 
 
-def _convert(row: _Raw, name: str, settings: DataSettings) -> Readable | BadRow:
+def _convert(row: _Raw, name: str, settings: DataSettings) -> list[Readable] | BadRow:
     stem = Path(row.file).name.split(".")[0]
     beside = row.file.parent if isinstance(row.file, Path) else Path()
     embedded = Path(settings.image_folder) if settings.image_folder else None
@@ -143,7 +148,8 @@ def _convert(row: _Raw, name: str, settings: DataSettings) -> Readable | BadRow:
     try:
         if missing:
             raise ValueError(f"no column {', '.join(missing)}; format {name} needs it")
-        return FORMATS[name].convert(row.content, place)
+        converted = FORMATS[name].convert(row.content, place)
+        return converted if isinstance(converted, list) else [converted]
     except ValidationError as error:
         reason = "; ".join(_problem(problem) for problem in error.errors())
     except (ValueError, UserError) as error:

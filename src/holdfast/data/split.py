@@ -89,14 +89,22 @@ def pools(records: Sequence[Item], fractions: Mapping[str, float], salt: str) ->
     names = sorted(fractions)
     filled: dict[str, list[Item]] = {name: [] for name in fractions}
     for record, cluster in zip(records, cluster_ids(records)):
-        place = int(hashlib.sha256(f"{salt}{cluster}".encode()).hexdigest(), 16) / 2**256
-        filled[_pool_at(place, names, fractions)].append(record)
+        filled[_pool_at(share_of(f"{salt}{cluster}"), names, fractions)].append(record)
     if empty := [name for name, pool in filled.items() if not pool]:
         raise UserError(
             f"of {len(records)} rows none fell into {', '.join(empty)}; give more rows, a larger fraction or "
             "another salt"
         )
     return filled
+
+
+def share_of(name: str) -> float:
+    """A number in [0, 1) that follows from the name alone and is spread evenly over names.
+
+    >>> 0 <= share_of("ann") < 1, share_of("ann") == share_of("ann")
+    (True, True)
+    """
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16) / 2**256
 
 
 def _pool_at(place: float, names: Sequence[str], fractions: Mapping[str, float]) -> str:

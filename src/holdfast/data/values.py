@@ -17,6 +17,7 @@ from holdfast.errors import UserError
 Row = Mapping[str, Any]
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
+_MARK = re.compile(r"\s*<extra_id_1>(Assistant|User)\n")
 _FLAGS = {"yes": True, "true": True, "1": True, "no": False, "false": False, "0": False}
 
 
@@ -59,6 +60,22 @@ def transcript(text: str, answered: bool = True) -> Conversation:
         raise ValueError("the last turn is empty")
     names: dict[str, Literal["user", "assistant"]] = {"Human": "user", "Assistant": "assistant"}
     return Conversation(messages=tuple(Message.of(names[r], c) for r, c in zip(roles, contents)))
+
+
+def marked_turns(text: str) -> Conversation:
+    r"""The prompt whose later turns begin with `<extra_id_1>Assistant` and `<extra_id_1>User`, as in HelpSteer2.
+
+    >>> [turn.text for turn in marked_turns("Hello\n\n<extra_id_1>Assistant\n\nHi\n\n<extra_id_1>User\n\nBye").messages]
+    ['Hello', 'Hi', 'Bye']
+    """
+    first, *pieces = _MARK.split(text_of(text, "prompt"))
+    names = ["user", *("assistant" if role == "Assistant" else "user" for role in pieces[::2])]
+    if any(name != ("user", "assistant")[i % 2] for i, name in enumerate(names)) or names[-1] != "user":
+        raise ValueError("the turns of the prompt must alternate and end with the user")
+    turns = [{"role": name, "content": piece.strip()} for name, piece in zip(names, [first, *pieces[1::2]])]
+    if not all(turn["content"] for turn in turns):
+        raise ValueError("a turn of the prompt is empty")
+    return conversation_of(turns, Place(""))
 
 
 def common_prompt(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -142,6 +159,13 @@ def text_of(value: Any, name: str, empty: bool = False) -> str:
     return value
 
 
+def mapping_of(value: Any, name: str) -> Row:
+    """The value, once it is known to have named parts; nothing at all has none."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{name} must have named parts, not {type(value).__name__}")
+    return value or {}
+
+
 def answer_of(value: Any, name: str) -> str:
     """An answer given as text or as a list of one assistant message."""
     if isinstance(value, str):
@@ -162,6 +186,29 @@ def whole(value: Any, name: str) -> int | None:
         return int(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def rating(value: Any, name: str, low: int, high: int) -> float:
+    """A whole rating from `low` to `high`; NaN where none was given (nothing, or N/A).
+
+    >>> rating("4", "honesty", 1, 5), rating("N/A", "honesty", 1, 5)
+    (4.0, nan)
+    """
+    number = None if value == "N/A" else whole(value, name)
+    if number is None:
+        return float("nan")
+    if not low <= number <= high:
+        raise ValueError(f"{name} must be {low} to {high}, got {number}")
+    return float(number)
+
+
+def slug(value: Any) -> str:
+    """A name without spaces and signs.
+
+    >>> slug("Tone & Style")
+    'tone-and-style'
+    """
+    return text_of(value, "category").strip().lower().replace("&", "and").replace(" ", "-")
 
 
 def index_of(value: Any, name: str, first: int) -> Literal[0, 1]:

@@ -96,7 +96,10 @@ class Step:
             # Biases and norm scales are vectors.
             {"params": [p for p in self.parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
-        self.optimiser = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+        # Fused: one pass over the weights instead of ten, which a small model's step on a CPU feels.
+        self.optimiser = torch.optim.AdamW(
+            groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps, fused=True
+        )
 
     def step(
         self,

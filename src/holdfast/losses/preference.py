@@ -7,7 +7,7 @@ zero (Safe RLHF, arXiv 2310.12773). Every label may be missing; `mask` is true w
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 
 from holdfast.losses.reduce import Sum, over, precise, same_shape
 
@@ -24,6 +24,19 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None
     same_shape(chosen=chosen, rejected=rejected)
     distance = precise(chosen) - precise(rejected)
     return over(-logsigmoid(distance if margin is None else distance - margin), mask)
+
+
+def centre(chosen: Tensor, rejected: Tensor) -> Sum:
+    """(chosen + rejected)^2, summed over the pairs: draws the scores of a pair to opposite sides of zero.
+
+    chosen, rejected: (B,). Comparisons leave the level of scores open; a small weight on this term fixes it without
+    a pull on the difference (Eisenstein et al., arXiv 2312.09244).
+
+    >>> centre(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, 2.0])).total
+    tensor(25.)
+    """
+    same_shape(chosen=chosen, rejected=rejected)
+    return over((precise(chosen) + precise(rejected)).square())
 
 
 def cost_rank(more: Tensor, less: Tensor, mask: Tensor | None = None) -> Sum:
@@ -71,6 +84,34 @@ def cost_graded(cost: Tensor, grade: Tensor, mask: Tensor | None = None) -> Sum:
         # Not-a-number stands for a missing label; unless removed, its cost would get a gradient of the same.
         grade = grade.where(mask, 0)
     return over(-logsigmoid(precise(grade) * precise(cost)), mask)
+
+
+def cost_ordinal(cost: Tensor, severity: Tensor, borders: Tensor, mask: Tensor | None = None) -> Sum:
+    """-log P(severity), summed over the labelled answers, with P(severity >= j) = sigmoid(cost - b_j).
+
+    cost: (N,); severity: (N,) whole numbers 0 (safe) .. J; borders: (J,) rising b_1 = 0 < b_2 < .. < b_J, so that
+    zero stays the border of harm and the cost of an answer follows its severity (cumulative links: McCullagh,
+    "Regression Models for Ordinal Data", 1980). With one border this is `cost_sign`. Raises `ValueError` for borders
+    or severities outside these.
+
+    >>> borders = torch.tensor([0.0, 1.0, 2.0])
+    >>> cost_ordinal(torch.tensor([-4.0, 1.5, 6.0]), torch.tensor([0, 2, 3]), borders).mean  # each in its place
+    tensor(0.4810)
+    """
+    same_shape(cost=cost, severity=severity)
+    if bool(borders[0] != 0) or not bool((borders.diff() > 0).all()):
+        raise ValueError(f"borders begin with 0, the border of harm, and rise; got {borders.tolist()}")
+    if mask is not None:
+        severity = severity.where(mask, 0)
+    level = severity.long()
+    if not bool(((level == severity) & (level >= 0) & (level <= len(borders))).all()):
+        raise ValueError(f"severities are whole numbers from 0 to {len(borders)}, got {severity.tolist()}")
+    edges = pad(precise(borders), (1, 0), value=-torch.inf)
+    edges = pad(edges, (0, 1), value=torch.inf)
+    low, high = edges[level], edges[level + 1]
+    # sigmoid(c - low) - sigmoid(c - high), whose logarithm would be lost far from the borders, as a product.
+    inside = logsigmoid(precise(cost) - low) + logsigmoid(high - precise(cost)) + torch.log1p(-torch.exp(low - high))
+    return over(-inside, mask)
 
 
 def score_l2(*scores: Tensor) -> Sum:

@@ -21,6 +21,7 @@ from holdfast.losses.reduce import precise
 from holdfast.models.adapters import AdapterSettings, base_name, load_adapter, twin, with_adapter
 from holdfast.models.load import ModelSettings, load_policy, local, pretrained, read_config
 from holdfast.models.policy import backbone, hidden_states, unwrapped
+from holdfast.models.scales import Borders, facts
 
 HEAD_FILE, NAMES_FILE = "score_head.safetensors", "score.json"
 
@@ -29,11 +30,14 @@ class ScoreModel(nn.Module):
     """A backbone with one linear head whose K outputs have names.
 
     network: what is saved and what other tools load; it has a `base_model`, a `score` head and a `config`.
+    borders: those between severities, where a cost model has learned them.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        start = getattr(network.config, "score_borders", None)
+        self.borders = Borders(start).to(next(network.parameters()).device) if start else None
 
     @property
     def config(self) -> PreTrainedConfig:
@@ -83,10 +87,13 @@ class ScoreModel(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the network into `folder` as safetensors, in the form that transformers or peft read back."""
+        if self.borders is not None:
+            self.config.score_borders = self.borders().tolist()
         self.network.save_pretrained(folder)
         if hasattr(self.network, "peft_config"):
-            # An adapter's folder has no configuration of the model that could hold the names.
-            (Path(folder) / NAMES_FILE).write_text(json.dumps({"names": self.names}) + "\n", encoding="utf-8")
+            # An adapter's folder has no configuration of the model that could hold the names and what they mean.
+            known = {"names": self.names, **facts(self.config)}
+            (Path(folder) / NAMES_FILE).write_text(json.dumps(known) + "\n", encoding="utf-8")
 
 
 class BackboneWithHead(nn.Module):
@@ -175,6 +182,13 @@ def with_score_adapter(score_model: ScoreModel, settings: AdapterSettings) -> Sc
     return ScoreModel(with_adapter(score_model.network, settings, task="SEQ_CLS"))
 
 
+def freeze_backbone(score_model: ScoreModel) -> ScoreModel:
+    """Return `score_model` itself, of which only the head (and borders between severities) learn from now on."""
+    score_model.network.requires_grad_(False)
+    score_model.head.requires_grad_(True)
+    return score_model
+
+
 def load_score_model(
     settings: ModelSettings, device: str = "cpu", *, base: PreTrainedModel | None = None
 ) -> ScoreModel:
@@ -201,8 +215,11 @@ def load_score_model(
 def _load_score_adapter(settings: ModelSettings, folder: Path, device: str, base: PreTrainedModel | None) -> ScoreModel:
     if not (folder / NAMES_FILE).is_file():
         raise UserError(f"{folder} holds an adapter without {NAMES_FILE}, so its scores have no names")
-    names = json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))["names"]
+    known = json.loads((folder / NAMES_FILE).read_text(encoding="utf-8"))
     shared = base or load_policy(
         settings.model_copy(update={"name": base_name(folder), "adapter": None}), device=device
     )
-    return ScoreModel(load_adapter(from_policy(shared, names, share=True).network, folder).eval())
+    network = from_policy(shared, known.pop("names"), share=True).network
+    for name, value in known.items():
+        setattr(network.config, name, value)
+    return ScoreModel(load_adapter(network, folder).eval())

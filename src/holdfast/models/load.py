@@ -4,6 +4,8 @@ Weights are read as safetensors only, remote code stays off unless asked, and a 
 an error: transformers would fill it with random numbers and go on.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.utils import CONFIG_NAME, cached_file
 
 from holdfast.config import Settings
 from holdfast.errors import UserError
@@ -127,7 +130,10 @@ def read_config(settings: ModelSettings) -> PreTrainedConfig:
 
 
 def pretrained(kind: Any, settings: ModelSettings, device: str, **extra: Any) -> PreTrainedModel:
-    """Return `settings.name` loaded by the class `kind`; a missing or misshapen weight is a `UserError`."""
+    """Return `settings.name` loaded by the class `kind`; a missing or misshapen weight is a `UserError`.
+
+    extra: what `from_pretrained` is told besides, or instead of what the settings say.
+    """
     assert settings.name is not None
     folder = local(settings.name)
     if folder is not None and not any(folder.glob("*.safetensors")):
@@ -136,15 +142,9 @@ def pretrained(kind: Any, settings: ModelSettings, device: str, **extra: Any) ->
             f"{folder} holds no safetensors weights, only {found}; other formats can run code on loading, so "
             "convert them with save_pretrained first"
         )
+    told = {"dtype": precision(settings, device), "attn_implementation": settings.attn_implementation} | extra
     model, report = _fetch(
-        settings,
-        "weights",
-        kind.from_pretrained,
-        dtype=precision(settings, device),
-        attn_implementation=settings.attn_implementation,
-        use_safetensors=True,
-        output_loading_info=True,
-        **extra,
+        settings, "weights", kind.from_pretrained, use_safetensors=True, output_loading_info=True, **told
     )
     missing = sorted(report["missing_keys"])
     if missing:
@@ -154,6 +154,22 @@ def pretrained(kind: Any, settings: ModelSettings, device: str, **extra: Any) ->
             "Is a head lost, or is this another kind of model?"
         )
     return model
+
+
+def weights_digest(name: str) -> str:
+    """Return the sha256 of the names and hashes of the weight files of the folder or hub repository `name`.
+
+    Only weights count: a folder may get another tokenizer and still hold the same network.
+    """
+    folder = local(name) or Path(cached_file(name, CONFIG_NAME)).parent
+    files = {file.name: sha256(file) for file in sorted(folder.glob("*.safetensors"))}
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def sha256(file: Path) -> str:
+    """Return the sha256 of the content of `file`."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _fetch(settings: ModelSettings, what: str, load: Any, **extra: Any) -> Any:

@@ -21,10 +21,13 @@ from torch import Tensor, nn
 
 from holdfast.errors import RunError, UserError
 from holdfast.models.heads import ScoreModel, load_score_model
-from holdfast.models.load import ModelSettings, load_policy
+from holdfast.models.load import ModelSettings, load_policy, sha256
+from holdfast.models.mixture import HEAD_CARD, MixtureRewardModel, load_mixture
 from holdfast.models.policy import evaluating, response_logprobs
 
 CARD, PROBES = "holdfast.json", "probes.safetensors"
+NOTES = (CARD, PROBES, HEAD_CARD)
+SCORING = {"score": ScoreModel, "mixture": MixtureRewardModel}
 FIELDS = ("input_ids", "attention_mask", "position_ids", "response_mask", "score_index")
 # A model is more than its weights: the same weights with another tokenizer or template answer differently.
 IDENTITY = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -44,8 +47,8 @@ class Probes(Protocol):
 def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, probes: Probes) -> Path:
     """Write `model` and its tokenizer (or processor) to `folder`, whole or not at all, and return the folder.
 
-    probes: about four answered inputs. A score model must give them scores, a policy log-probabilities of
-    their responses. What lay in `folder` before stays until the new files are complete.
+    probes: about four answered inputs. A score model must give them scores, a mixture rewards, weights and scores,
+    a policy log-probabilities of their responses. What lay in `folder` before stays until the new files are complete.
     """
     tensors = {name: getattr(probes, name) for name in FIELDS} | dict(probes.extra)
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
@@ -59,8 +62,8 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, probes: Probes
         tokenizer.save_pretrained(partial)
         save_file(tensors, partial / PROBES)
         card = {
-            "kind": "score" if isinstance(model, ScoreModel) else "policy",
-            "names": list(model.names) if isinstance(model, ScoreModel) else [],
+            "kind": next((kind for kind, known in SCORING.items() if isinstance(model, known)), "policy"),
+            "names": _names(model),
             "results": results.tolist(),
             "dtype": _dtype(model),
             "files": _manifest(partial),
@@ -73,7 +76,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, probes: Probes
 def load_checked(
     folder: str | Path, *, dtype: Literal["auto", "float32", "bfloat16"] = "auto", device: str = "cpu"
 ) -> nn.Module:
-    """Return the policy or score model saved in `folder`, after it reproduced what it said when it was saved.
+    """Return the policy, score model or mixture saved in `folder`, after it reproduced what it said when it was saved.
 
     Raises `UserError` when weights or a head are missing, or when a probe comes out differently.
     """
@@ -82,8 +85,13 @@ def load_checked(
     if missing:
         raise UserError(f"{path} lacks {', '.join(missing)}; give a folder that Holdfast saved")
     card = json.loads((path / CARD).read_text(encoding="utf-8"))
-    load = load_score_model if card["kind"] == "score" else load_policy
+    load: Any = {"score": load_score_model, "mixture": load_mixture}.get(card["kind"], load_policy)
     model = load(ModelSettings(name=str(path.absolute()), dtype=dtype), device=device)
+    if _names(model) != card["names"]:
+        raise UserError(
+            f"{path} was saved with the scores {card['names']} and now names them {_names(model)}; "
+            "names say what a number means, so restore config.json or save the model again"
+        )
     expected = torch.tensor(card["results"])
     results = _results(model, load_file(path / PROBES))
     # Room for other kernels and devices; a random head is off by far more.
@@ -111,24 +119,35 @@ def _manifest(folder: Path) -> dict[str, str]:
     """Names and hashes of the files that make up a model, by name."""
     if not folder.is_dir():
         raise UserError(f"no model folder at {folder}")
-    files = sorted(file for file in folder.iterdir() if file.suffix in IDENTITY and file.name not in (CARD, PROBES))
-    return {file.name: _sha256(file) for file in files}
+    files = sorted(file for file in folder.iterdir() if file.suffix in IDENTITY and file.name not in NOTES)
+    return {file.name: sha256(file) for file in files}
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _names(model: nn.Module) -> list[str]:
+    return list(model.names) if isinstance(model, tuple(SCORING.values())) else []
 
 
 def _results(model: nn.Module, probes: Mapping[str, Tensor]) -> Tensor:
-    """(B, K) scores, or (B, 1) log-probabilities of the responses, on the CPU."""
+    """(B, K) scores, (B, 2 K + 1) of a mixture, or (B, 1) log-probabilities of the responses, on the CPU."""
     device = next(model.parameters()).device
     given = {name: value.to(device) for name, value in probes.items()}
     response_mask, score_index = given.pop("response_mask"), given.pop("score_index")
     with evaluating(model):
         if isinstance(model, ScoreModel):
             return model.scores(score_index=score_index, **given).cpu()
+        if isinstance(model, MixtureRewardModel):
+            return _mixture_results(model, response_mask, score_index, given).cpu()
         return response_logprobs(model, response_mask=response_mask, **given).sum(-1, keepdim=True).cpu()
+
+
+def _mixture_results(
+    model: MixtureRewardModel, response_mask: Tensor, score_index: Tensor, given: Mapping[str, Tensor]
+) -> Tensor:
+    """(B, 2 K + 1): raw rewards, weights and scores; the prompt ends where the response begins."""
+    prompt_index = response_mask.int().argmax(-1) - 1
+    phi, u = model.features(score_index=score_index, prompt_index=prompt_index, **given)
+    rewards, log_weights = model.rewards(phi), model.log_weights(u)
+    return torch.cat([rewards, log_weights.exp(), model.personal_score(rewards, log_weights)[:, None]], dim=1)
 
 
 def _tell_padding(model: nn.Module, tokenizer: Any) -> None:
@@ -137,7 +156,7 @@ def _tell_padding(model: nn.Module, tokenizer: Any) -> None:
     Where padding is the end token they would miss the last one, so they are told nothing and refuse to batch.
     """
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
-    if isinstance(model, ScoreModel) and tokenizer.pad_token_id != tokenizer.eos_token_id:
+    if isinstance(model, tuple(SCORING.values())) and tokenizer.pad_token_id != tokenizer.eos_token_id:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
 
 

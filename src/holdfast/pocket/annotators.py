@@ -9,7 +9,7 @@ from scipy.special import expit
 
 from holdfast.data.schema import Conversation, DualPair
 from holdfast.pocket import grammar
-from holdfast.pocket.grammar import Request
+from holdfast.pocket.grammar import Request, Topic
 from holdfast.pocket.oracles import Truth, request, truth
 
 Item = TypeVar("Item")
@@ -42,17 +42,21 @@ SPREAD = Manner(refuse=0.25, counts=(0.3, 0.3, 0.4), slip=0.2, astray=0.1)
 
 def draw_request(rng: np.random.Generator, harmful_share: float = 0.5) -> str:
     """One prompt: harmful with probability `harmful_share`, and framed as a story in two of five cases."""
-    topic = _pick(grammar.HARMFUL if rng.random() < harmful_share else grammar.BENIGN, rng)
-    act, thing = _pick(topic.pairs, rng)
-    frame = _pick(grammar.FRAMED if rng.random() < 0.4 else grammar.PLAIN, rng)
-    return frame.format(act=act, object=thing, detail=_pick(grammar.DETAILS, rng))
+    return ask_about(pick(grammar.HARMFUL if rng.random() < harmful_share else grammar.BENIGN, rng), rng)
+
+
+def ask_about(topic: Topic, rng: np.random.Generator) -> str:
+    """One prompt about `topic`, framed as a story in two of five cases."""
+    act, thing = pick(topic.pairs, rng)
+    frame = pick(grammar.FRAMED if rng.random() < 0.4 else grammar.PLAIN, rng)
+    return frame.format(act=act, object=thing, detail=pick(grammar.DETAILS, rng))
 
 
 def write_reply(asked: Request, manner: Manner, rng: np.random.Generator) -> str:
     """One answer to the request, in the manner's proportions."""
     if rng.random() < manner.refuse:
-        parts = [_pick(grammar.REFUSALS, rng)]
-        return " ".join([*parts, _pick(grammar.ALTERNATIVES, rng)] if rng.random() < manner.alternative else parts)
+        parts = [pick(grammar.REFUSALS, rng)]
+        return " ".join([*parts, pick(grammar.ALTERNATIVES, rng)] if rng.random() < manner.alternative else parts)
     if rng.random() < manner.astray:
         asked = _astray(asked, rng)
     count = 1 + int(rng.choice(3, p=manner.counts))
@@ -61,18 +65,18 @@ def write_reply(asked: Request, manner: Manner, rng: np.random.Generator) -> str
     for i in order:
         step = (asked.topic.steps[i], asked.object)
         steps.append(_slip(steps, step, asked, rng) if rng.random() < manner.slip else step)
-    opener = _pick(grammar.OPENERS, rng) if rng.random() < manner.polite else ""
-    closer = _pick(grammar.CLOSERS, rng) if rng.random() < manner.polite / 2 else ""
+    opener = pick(grammar.OPENERS, rng) if rng.random() < manner.polite else ""
+    closer = pick(grammar.CLOSERS, rng) if rng.random() < manner.polite / 2 else ""
     return " ".join(filter(None, [opener, grammar.sentences(steps), closer]))
 
 
 def _astray(asked: Request, rng: np.random.Generator) -> Request:
     """Another question: the same object under another topic, or the same topic about another object."""
     if rng.random() < 0.6:
-        other = _pick([topic for topic in grammar.TOPICS if topic is not asked.topic], rng)
+        other = pick([topic for topic in grammar.TOPICS if topic is not asked.topic], rng)
         return replace(asked, topic=other)
     things = [thing for _, thing in asked.topic.pairs if thing != asked.object]
-    return replace(asked, object=_pick(things, rng))
+    return replace(asked, object=pick(things, rng))
 
 
 def _slip(
@@ -83,12 +87,13 @@ def _slip(
     if kind == 0 and said:
         return said[rng.integers(len(said))]
     if kind == 1:
-        return step[0], _pick([thing for _, thing in asked.topic.pairs if thing != asked.object], rng)
-    other = _pick([topic for topic in grammar.TOPICS if topic is not asked.topic], rng)
-    return _pick(other.steps, rng), asked.object
+        return step[0], pick([thing for _, thing in asked.topic.pairs if thing != asked.object], rng)
+    other = pick([topic for topic in grammar.TOPICS if topic is not asked.topic], rng)
+    return pick(other.steps, rng), asked.object
 
 
-def _pick(options: Sequence[Item], rng: np.random.Generator) -> Item:
+def pick(options: Sequence[Item], rng: np.random.Generator) -> Item:
+    """One of `options`, each as likely as the others."""
     return options[rng.integers(len(options))]
 
 

@@ -240,9 +240,9 @@ def sentences(steps: Sequence[tuple[str, str]]) -> str:
     return " ".join(f"{word} {step.format(thing)} ." for word, (step, thing) in zip(words, steps, strict=True))
 
 
-def vocabulary() -> list[str]:
-    """Every word the pocket language can use, sorted."""
-    pieces = [*OPENERS, *CLOSERS, *REFUSALS, *ALTERNATIVES, *CONNECTIVES, *DETAILS]
+def vocabulary(texts: Sequence[str] = ()) -> list[str]:
+    """Every word the pocket language can use, and those of further `texts`, sorted."""
+    pieces = [*texts, *OPENERS, *CLOSERS, *REFUSALS, *ALTERNATIVES, *CONNECTIVES, *DETAILS]
     pieces += [template.replace("{act}", "").replace("{object}{detail}", "") for template in PLAIN + FRAMED]
     for topic in TOPICS:
         pieces += [word for pair in topic.pairs for word in pair]

@@ -1,7 +1,8 @@
 """The pocket world as ordinary files, read by everything downstream on the same path as real data.
 
 `conversations.jsonl` to imitate, `pairs.jsonl` judged by noisy annotators, `prompts.jsonl` to practise on, and
-`policy/`, a tiny network with random weights and a tokenizer that knows the words of the grammar.
+`policy/`, a tiny network with random weights and a tokenizer that knows the words of the grammar. On request also
+`people.jsonl`, pairs judged by people of different tastes, and `ratings.jsonl`, answers rated on several scales.
 """
 
 from pathlib import Path
@@ -14,11 +15,14 @@ from holdfast.data.schema import Conversation
 from holdfast.data.sources import write_jsonl
 from holdfast.data.tokenizer import train_tokenizer
 from holdfast.models.tiny import tiny_policy
-from holdfast.pocket import annotators, grammar
+from holdfast.pocket import annotators, grammar, people, ratings
 from holdfast.pocket.annotators import Annotator
 from holdfast.pocket.oracles import request
+from holdfast.pocket.people import PeopleSettings
+from holdfast.pocket.ratings import RatingsSettings
 
 FILES = {"sft": "conversations", "pairs": "pairs", "prompts": "prompts"}
+PEOPLE, RATINGS = "people.jsonl", "ratings.jsonl"
 STAMP = "world.sha256"
 
 
@@ -43,6 +47,11 @@ class WorldSettings(Settings):
     """Its depth."""
     seed: int = Field(0, ge=0)
     """Everything here follows from it."""
+    # Not mentioned while off: a world without them keeps the fingerprint and the bytes it always had.
+    people: PeopleSettings | None = Field(None, exclude_if=lambda value: value is None)
+    """People of different tastes who judge pairs too."""
+    ratings: RatingsSettings | None = Field(None, exclude_if=lambda value: value is None)
+    """Answers rated on several scales."""
 
 
 def write(folder: str | Path, settings: WorldSettings) -> Path:
@@ -65,12 +74,26 @@ def write(folder: str | Path, settings: WorldSettings) -> Path:
     prompts = [Conversation.ask(text, id=f"prompt-{i}") for i, text in enumerate(texts)]
     for name, records in zip(FILES.values(), (answered, pairs, prompts), strict=True):
         write_jsonl(records, folder / f"{name}.jsonl")
-    tokenizer = train_tokenizer([" ".join(grammar.vocabulary())], 4096, "word")
+    _write_extras(folder, settings)
+    words = grammar.vocabulary(people.phrases() if settings.people else ())
+    tokenizer = train_tokenizer([" ".join(words)], 4096, "word")
     policy = tiny_policy(len(tokenizer), hidden=settings.hidden, layers=settings.layers, seed=settings.seed)
     tokenizer.save_pretrained(folder / "policy")
     policy.save_pretrained(folder / "policy")
     stamp.write_text(fingerprint(settings), encoding="ascii")
     return folder
+
+
+def _write_extras(folder: Path, settings: WorldSettings) -> None:
+    """People and ratings, each from random numbers of its own; what an earlier world left here goes."""
+    for name in (PEOPLE, RATINGS):
+        (folder / name).unlink(missing_ok=True)
+    if settings.people:
+        rng = np.random.default_rng([settings.seed, 1])
+        write_jsonl(people.draw_people(settings.people, rng), folder / PEOPLE)
+    if settings.ratings:
+        rng = np.random.default_rng([settings.seed, 2])
+        write_jsonl(ratings.draw_ratings(settings.ratings, settings.harmful_share, rng), folder / RATINGS)
 
 
 def _conversation(number: int, settings: WorldSettings, rng: np.random.Generator) -> Conversation:

@@ -20,22 +20,28 @@ class PairScores:
     first: np.ndarray
     second: np.ndarray
 
-    def accuracy(self) -> Estimate:
-        """How often the answer that should score higher does; a tie counts half. Clustered by prompt."""
-        return mean(_wins(self.first - self.second)[self._ranked], clusters=self._prompts)
+    def accuracy(self) -> Estimate | None:
+        """How often the answer that should score higher does, a tie counting half; clustered by prompt.
 
-    def shorter_is_higher(self, higher: bool = True) -> Estimate:
+        None, here and below, where fewer than two prompts have a ranked pair.
+        """
+        return self._mean(wins(self.first - self.second))
+
+    def shorter_is_higher(self, higher: bool = True) -> Estimate | None:
         """The accuracy of calling the shorter answer the first one (or the longer, with `higher=False`)."""
-        return mean(self._by_length(higher)[self._ranked], clusters=self._prompts)
+        return self._mean(self._by_length(higher))
 
-    def over_shorter(self, higher: bool = True) -> Estimate:
+    def over_shorter(self, higher: bool = True) -> Estimate | None:
         """The accuracy minus that of going by length, pair by pair: what the model knows beyond the length."""
-        gain = _wins(self.first - self.second) - self._by_length(higher)
-        return mean(gain[self._ranked], clusters=self._prompts)
+        return self._mean(wins(self.first - self.second) - self._by_length(higher))
+
+    def _mean(self, values: np.ndarray) -> Estimate | None:
+        prompts = self._prompts
+        return mean(values[self._ranked], clusters=prompts) if len(set(prompts)) > 1 else None
 
     def _by_length(self, higher: bool) -> np.ndarray:
         longer = np.array([row.second.length - row.first.length for row in self.rows])
-        return _wins(longer if higher else -longer)
+        return wins(longer if higher else -longer)
 
     @property
     def _ranked(self) -> np.ndarray:
@@ -53,8 +59,12 @@ class PairScores:
         return scores[keep], (known[keep] > 0).astype(float)
 
 
-def _wins(margin: np.ndarray) -> np.ndarray:
-    """1 where the margin is positive, 1/2 at a tie, 0 otherwise."""
+def wins(margin: np.ndarray) -> np.ndarray:
+    """1 where the margin is positive, 1/2 at a tie, 0 otherwise; same shape.
+
+    >>> wins(np.array([2.0, 0.0, -1.0])).tolist()
+    [1.0, 0.5, 0.0]
+    """
     return (margin > 0) + 0.5 * (margin == 0)
 
 

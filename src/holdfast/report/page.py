@@ -10,16 +10,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from holdfast.report import plots
+from holdfast.report.audit import audited
+from holdfast.report.document import document
 from holdfast.report.panels import policy_drawings, reply_drawings, supervised_drawings
-from holdfast.report.read import Row, Run, as_number, column, evenly, read
-from holdfast.report.words import MINUS, described, duration, finding, number, percent, reason_in_words
+from holdfast.report.read import Row, Run, as_estimate, as_number, column, evenly, read
+from holdfast.report.words import (
+    MINUS,
+    described,
+    duration,
+    finding,
+    interval_in_words,
+    number,
+    percent,
+    reason_in_words,
+)
 
 MOST_SAMPLES = 60
-NARROW = "\u202f"  # a space at which no line breaks
 MOST_LETTERS = 2000
 
 # Name in the summary, name for people, and whether the number is a share.
@@ -57,14 +66,8 @@ def render(run_folder: str | Path, out: str | Path | None = None) -> Path:
 def page(run: Run) -> str:
     """Return the report of `run` as one HTML document."""
     sections = [(key, title, build(run), needs) for key, title, build, needs in SECTIONS]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja").render(
+    return document(
+        house="Holdfast run report",
         name=run.name,
         finding=finding(run),
         facts=facts(run),
@@ -94,10 +97,10 @@ def judges(run: Run) -> list[tuple[str, str]]:
     """Return how well the learned scores did on held-out data, as name and text with interval and n."""
     found = []
     for key, name, share in JUDGES:
-        estimate = _estimate(run.summary.get(key))
+        estimate = as_estimate(run.summary.get(key))
         if estimate["value"] is not None:
             show: Callable[[float], str] = percent if share else number
-            found.append((name, f"{show(estimate['value'])} ({_range(estimate, show)})"))
+            found.append((name, f"{show(estimate['value'])} ({interval_in_words(estimate, show)})"))
     return found
 
 
@@ -123,17 +126,12 @@ def changes(run: Run) -> list[Change]:
     found = []
     for key, name, share in (*CHANGES, *others):
         before, after = (
-            _estimate(run.summary.get(f"{key}_before")),
-            _estimate(run.summary.get(f"{key}_after")),
+            as_estimate(run.summary.get(f"{key}_before")),
+            as_estimate(run.summary.get(f"{key}_after")),
         )
         if before["value"] is not None and after["value"] is not None:
             found.append(_change(name, before, after, share))
     return found
-
-
-def _estimate(given: Any) -> dict[str, float | None]:
-    parts = given if isinstance(given, Mapping) else {"value": given}
-    return {key: as_number(parts.get(key)) for key in ("value", "low", "high", "n")}
 
 
 def _change(name: str, before: Mapping[str, Any], after: Mapping[str, Any], share: bool) -> Change:
@@ -147,19 +145,13 @@ def _change(name: str, before: Mapping[str, Any], after: Mapping[str, Any], shar
     return Change(
         name=name,
         before=show(before["value"]),
-        before_range=_range(before, show),
+        before_range=interval_in_words(before, show),
         after=show(after["value"]),
-        after_range=_range(after, show),
+        after_range=interval_in_words(after, show),
         difference=f"{MINUS if difference < 0 else '+'}{size}",
         remark=remark,
         drawing=plots.interval(before, after, from_zero=share),
     )
-
-
-def _range(estimate: Mapping[str, Any], show: Callable[[float], str]) -> str:
-    low, high, n = estimate["low"], estimate["high"], estimate["n"]
-    known = [f"{show(low)} to {show(high)}"] if low is not None and high is not None else []
-    return ", ".join(known + ([f"n{NARROW}={NARROW}{n:,.0f}"] if n is not None else []))
 
 
 def examples(run: Run) -> list[dict[str, str]]:
@@ -261,6 +253,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     ("policy", "Policy training", policy_drawings, "policy rows in metrics.jsonl"),
     ("replies", "Reward and cost of each reply", reply_drawings, "scores.jsonl"),
     ("models", "Supervised training", supervised_drawings, "other stages in metrics.jsonl"),
+    ("scores", "Score models", audited, "audit-NAME.json"),
     ("certificate", "Certificate", certificate, "certificate.json"),
     ("samples", "More replies", samples, "samples.jsonl"),
     ("numbers", "All logged numbers", numbers, "metrics.jsonl"),

@@ -149,7 +149,7 @@ def curves(lines: Sequence[Curve], unit: str, alt: str) -> Markup:
     """Return the drawing of curves over steps, each labelled at its end; `unit` heads the vertical axis."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
         letters = max(14, *(len(_short(line.label)) for line in lines))  # neighbours align unless one is long
-        figure, axes = _axes(4.6, 2.6, left=0.1, right=0.98 - 0.0145 * letters)
+        figure, axes = frame(4.6, 2.6, left=0.1, right=0.98 - 0.0145 * letters)
         for line, colour in zip(lines, SERIES, strict=False):
             _draw(axes, line, colour)
         axes.set_title(unit, loc="left", fontsize=9, color=MUTED)
@@ -157,7 +157,7 @@ def curves(lines: Sequence[Curve], unit: str, alt: str) -> Markup:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
         axes.margins(x=0.01, y=0.08)
         _label_ends(axes, lines)
-        return _svg(figure, alt)
+        return inline(figure, alt)
 
 
 def _draw(axes: Axes, line: Curve, colour: str) -> None:
@@ -201,7 +201,7 @@ def scatter(
     replies are filled, others hollow.
     """
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt, "axes.grid.axis": "both"}):
-        figure, axes = _axes(4.6, 3.5, left=0.1, right=0.98, top=0.92)
+        figure, axes = frame(4.6, 3.5, left=0.1, right=0.98, top=0.92)
         for (kind, cloud), colour, marker in zip(clouds.items(), cycle(SERIES), cycle(MARKERS)):
             rewards, costs, harmful = cloud
             look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "none"}
@@ -217,13 +217,13 @@ def scatter(
         axes.set_title("learned cost", loc="left", fontsize=9, color=MUTED)
         axes.set_xlabel("learned reward", loc="right")
         axes.legend(loc="lower right", bbox_to_anchor=(1.02, 1.0), ncols=len(clouds), borderaxespad=0)
-        return _svg(figure, alt)
+        return inline(figure, alt)
 
 
 def histogram(groups: Mapping[str, Array], limit: Limit | None, alt: str) -> Markup:
     """Return the distribution of costs, an outline per group over common bins, in per cent of its replies."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
-        figure, axes = _axes(4.6, 2.8, left=0.1, right=0.98, top=0.9)
+        figure, axes = frame(4.6, 2.8, left=0.1, right=0.98, top=0.9)
         edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), bins=30)
         colours = (MUTED, *SERIES) if len(groups) > 1 else SERIES
         for (name, costs), colour in zip(groups.items(), cycle(colours)):
@@ -238,7 +238,7 @@ def histogram(groups: Mapping[str, Array], limit: Limit | None, alt: str) -> Mar
         axes.set_title("% of replies", loc="left", fontsize=9, color=MUTED)
         axes.set_xlabel("learned cost of a reply", loc="right")
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(groups), borderaxespad=0)
-        return _svg(figure, alt)
+        return inline(figure, alt)
 
 
 def interval(before: Mark, after: Mark, from_zero: bool) -> Markup:
@@ -263,7 +263,8 @@ def interval(before: Mark, after: Mark, from_zero: bool) -> Markup:
     return Markup(f'<svg class="interval" viewBox="0 0 140 28" aria-hidden="true">{"".join(parts)}</svg>')
 
 
-def _axes(width: float, height: float, left: float, right: float, top: float = 0.89) -> tuple[Figure, Axes]:
+def frame(width: float, height: float, left: float, right: float, top: float = 0.89) -> tuple[Figure, Axes]:
+    """Return a figure of that size in inches and its axes; left, right, top are shares of it."""
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((left, 0.42 / height, right - left, top - 0.42 / height))
     # Powers of ten stand at each tick; pulled out, they would stand on the unit.
@@ -271,8 +272,8 @@ def _axes(width: float, height: float, left: float, right: float, top: float = 0
     return figure, axes
 
 
-def _svg(figure: Figure, alt: str) -> Markup:
-    """The figure as an inline element: no size or namespace of its own, no ids to clash, colours by name."""
+def inline(figure: Figure, alt: str) -> Markup:
+    """Return the figure as an inline element: no size or namespace of its own, no ids to clash, colours by name."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True)
     text = buffer.getvalue()

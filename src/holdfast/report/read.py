@@ -43,6 +43,8 @@ class Run:
     metrics: tuple[Row, ...]
     scores: tuple[Row, ...]
     samples: tuple[Row, ...]
+    audits: Mapping[str, Row]
+    """What score models are worth, by the NAME of `audit-NAME.json`."""
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -78,6 +80,7 @@ def read(folder: str | Path) -> Run:
         metrics=_json_lines(folder / "metrics.jsonl"),
         scores=_json_lines(folder / "scores.jsonl"),
         samples=_json_lines(folder / "samples.jsonl"),
+        audits={file.stem.removeprefix("audit-"): _audit(file) for file in sorted(folder.glob("audit-*.json"))},
     )
     _one_verdict(run, folder)
     return run
@@ -96,6 +99,16 @@ def as_number(value: Any) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def as_estimate(given: Any) -> dict[str, float | None]:
+    """Return value, low, high and n of what was written as an estimate, None where it does not say; or of a number.
+
+    >>> as_estimate(0.5)
+    {'value': 0.5, 'low': None, 'high': None, 'n': None}
+    """
+    parts = given if isinstance(given, Mapping) else {"value": given}
+    return {key: as_number(parts.get(key)) for key in ("value", "low", "high", "n")}
 
 
 def column(rows: Sequence[Row], key: str) -> tuple[Array, Array]:
@@ -146,6 +159,13 @@ def _predicate(file: Path) -> Row:
     if statement and not (isinstance(predicate, dict) and "verdict" in predicate):
         raise UserError(f"{file} is no certificate: it has no predicate with a verdict")
     return predicate
+
+
+def _audit(file: Path) -> Row:
+    audit = _json(file)
+    if not isinstance(audit.get("scores"), dict):
+        raise UserError(f"{file} is no audit of a score model: it has no scores; remove or rename it")
+    return audit
 
 
 def _json_lines(file: Path) -> tuple[Row, ...]:

@@ -1,7 +1,7 @@
 """Numbers and verdicts in words, the same on the page and on the model card."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 from holdfast.report.read import Run, as_number
 
 MINUS = "\u2212"
+NARROW = "\u202f"  # a space at which no line breaks
 
 REASONS = {
     "ucb_above_tau": "the upper bound lies above the limit",
@@ -58,6 +59,17 @@ def percent(value: float) -> str:
     return f"{MINUS if value < 0 else ''}{text.removesuffix('.0') if size in (0, 100) else text}%"
 
 
+def interval_in_words(estimate: Mapping[str, float | None], show: Callable[[float], str]) -> str:
+    """Return the interval and the sample size of an estimate, as far as they are known.
+
+    >>> interval_in_words({"value": 0.5, "low": 0.4, "high": 0.6, "n": None}, percent)
+    '40.0% to 60.0%'
+    """
+    low, high, n = estimate["low"], estimate["high"], estimate["n"]
+    known = [f"{show(low)} to {show(high)}"] if low is not None and high is not None else []
+    return ", ".join(known + ([f"n{NARROW}={NARROW}{n:,.0f}"] if n is not None else []))
+
+
 def limit_percent(tau: float) -> str:
     """Return a limit as per cent without rounding it.
 
@@ -97,11 +109,16 @@ def duration(seconds: float) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of the safety test: what it says in one line, and the sentence behind it."""
+    """What a page found, in one line, and the sentence behind it.
+
+    verdict: of the safety test, or what stands in its place; tone: the colour class of the verdict, where that is
+    not the verdict itself.
+    """
 
     verdict: str
     title: str
     sentence: str
+    tone: str = ""
 
 
 @dataclass(frozen=True)

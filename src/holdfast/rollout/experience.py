@@ -36,7 +36,8 @@ class Experience:
     """N = P x K answered prompts, the K answers to one prompt standing together.
 
     old_logprobs, ref_logprobs: (N, T) of the sampling policy and of the reference, zero outside the response;
-    scores: one (N,) per name; truncated: (N,) true where an answer did not end by itself.
+    scores: one (N,) per name; truncated: (N,) true where an answer did not end by itself; groups: per row the group of
+    the person who asked, empty when nobody said.
     """
 
     rows: list[Encoded]
@@ -47,6 +48,7 @@ class Experience:
     scores: dict[str, Tensor]
     truncated: Tensor
     per_prompt: int
+    groups: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -82,7 +84,8 @@ class Experience:
 class Collector:
     """Prompts in, experience out: sample, look up the reference, score.
 
-    reference: opens the frozen reference policy (another network, or the same one with its adapters off).
+    reference: opens the frozen reference policy (another network, or the same one with its adapters off). group_of:
+    the group whose reward and limits count for a prompt, if groups are told apart.
     """
 
     policy: nn.Module
@@ -91,6 +94,7 @@ class Collector:
     template: Template
     score: Score
     settings: RolloutSettings
+    group_of: Callable[[Conversation], str] | None = None
 
     def collect(self, prompts: Sequence[Conversation], seed: int) -> Experience:
         """Experience from K answers to each of the prompts; the sampler's own log-probabilities are kept.
@@ -118,6 +122,7 @@ class Collector:
             scores=self.score(conversations),
             truncated=torch.tensor([row.truncated for row in rows]),
             per_prompt=k,
+            groups=() if self.group_of is None else tuple(self.group_of(prompts[s.prompt_index]) for s in samples),
         )
 
 

@@ -1,13 +1,14 @@
 """From scores to probabilities, and how far stated probabilities are from what happened."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logsumexp
 
-from holdfast.stats.estimate import Estimate, rate
+from holdfast.stats.estimate import Estimate, bootstrap, places, proportion
 
 
 @dataclass(frozen=True)
@@ -86,20 +87,25 @@ def temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-6, 6), method="bounded", options={"xatol": 1e-8}).x))
 
 
-def reliability(p: ArrayLike, y: ArrayLike, bins: int = 10) -> list[Bin]:
+def reliability(p: ArrayLike, y: ArrayLike, bins: int = 10, clusters: Sequence[Hashable] | None = None) -> list[Bin]:
     """The non-empty bins of equal width on [0, 1], for a reliability diagram; p, y: (N,).
+
+    With `clusters`, one label per row, the observed frequencies are those of `proportion` over clusters.
 
     >>> [(bin.predicted, bin.observed.value) for bin in reliability([0.2, 0.2, 0.9], [0, 1, 1], bins=2)]
     [(0.2, 0.5), (0.9, 1.0)]
     """
-    p, y = _scores(p), _labels(y)
-    if p.shape != y.shape or not p.size or p.min() < 0 or p.max() > 1:
-        raise ValueError(f"one probability in [0, 1] per label; got {p.size} probabilities and {y.size} labels")
-    index = np.minimum((p * bins).astype(int), bins - 1)
+    p, y = _stated(p, y)
+    index = _bin(p, bins)
+    labels = None if clusters is None else places(clusters)
     return [
-        Bin(i / bins, (i + 1) / bins, float(p[index == i].mean()), rate(int(y[index == i].sum()), int(inside)))
-        for i, inside in enumerate(np.bincount(index, minlength=bins))
-        if inside
+        Bin(
+            low=i / bins,
+            high=(i + 1) / bins,
+            predicted=float(p[index == i].mean()),
+            observed=proportion(y[index == i], None if labels is None else labels[index == i].tolist()),
+        )
+        for i in np.unique(index).tolist()
     ]
 
 
@@ -109,9 +115,70 @@ def expected_calibration_error(p: ArrayLike, y: ArrayLike, bins: int = 10) -> fl
     >>> round(expected_calibration_error([0.2, 0.2, 0.9], [0, 1, 1], bins=2), 4)  # 2/3 * 0.3 + 1/3 * 0.1
     0.2333
     """
-    table = reliability(p, y, bins)
-    total = sum(bin.observed.n for bin in table)
-    return sum(bin.observed.n * abs(bin.predicted - bin.observed.value) for bin in table) / total
+    p, y = _stated(p, y)
+    # Inside a bin of n rows, n |mean p - mean y| is the size of the summed difference.
+    return float(np.abs(np.bincount(_bin(p, bins), weights=p - y)).sum() / p.size)
+
+
+def calibration_error(
+    p: ArrayLike, y: ArrayLike, clusters: Sequence[Hashable] | None = None, bins: int = 10, samples: int = 1000
+) -> Estimate:
+    """The expected calibration error with a bootstrap interval, turned about the value; p, y: (N,).
+
+    Chance only adds to a distance: perfect probabilities have an error above zero, and every draw adds to that of
+    the data what the data added to the truth. So the ends of the percentile interval change places about the
+    value (the basic bootstrap), cut to [0, 1] and always holding the value itself.
+
+    >>> calibration_error([0.5] * 8, [0, 1] * 4).value
+    0.0
+    """
+    p, y = _stated(p, y)
+    found = bootstrap(lambda rows: expected_calibration_error(p[rows], y[rows], bins), p.size, clusters, samples)
+    low, high = max(0.0, 2 * found.value - found.high), min(1.0, 2 * found.value - found.low)
+    return replace(found, low=min(low, found.value), high=max(high, found.value), method=f"basic {found.method}")
+
+
+def cross_fitted(
+    fit: Callable[[NDArray[np.float64], NDArray[np.float64]], Callable[[ArrayLike], NDArray[np.float64]]],
+    logits: ArrayLike,
+    labels: ArrayLike,
+    clusters: Sequence[Hashable],
+    folds: int = 5,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """A probability for each row (N,) from a calibration that never saw its cluster.
+
+    fit: from logits and labels to a function from logits to probabilities. Clusters are dealt to folds at random;
+    each fold is predicted by the fit to the others. What `fit` raises (one class only) passes through.
+
+    >>> def share(x, y):
+    ...     return lambda new: np.full(len(new), y.mean())
+    >>> cross_fitted(share, [0.0, 0.0], [1, 0], ["a", "b"], folds=2).tolist()
+    [0.0, 1.0]
+    """
+    x, y = _scores(logits), _labels(labels)
+    index = places(clusters)
+    count = int(index.max(initial=-1)) + 1
+    if count < folds:
+        raise ValueError(f"{folds} folds need as many clusters, got {count}")
+    fold = (np.random.default_rng(seed).permutation(count) % folds)[index]
+    p = np.empty_like(x)
+    for i in range(folds):
+        p[fold == i] = fit(x[fold != i], y[fold != i])(x[fold == i])
+    return p
+
+
+def _stated(p: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    stated, happened = _scores(p), _labels(y)
+    if stated.shape != happened.shape or not stated.size or stated.min() < 0 or stated.max() > 1:
+        raise ValueError(
+            f"one probability in [0, 1] per label; got {stated.size} probabilities and {happened.size} labels"
+        )
+    return stated, happened
+
+
+def _bin(p: NDArray[np.float64], bins: int) -> NDArray[np.intp]:
+    return np.minimum((p * bins).astype(np.intp), bins - 1)
 
 
 def _scores(values: ArrayLike) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ are correlated, so whoever has several per prompt passes `clusters` and is count
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -87,12 +87,97 @@ def proportion(flags: ArrayLike, clusters: Sequence[Hashable] | None = None, con
     raw = np.asarray(flags)
     if raw.dtype != np.bool_ and not np.isin(raw, (0, 1)).all():
         raise ValueError("flags are true or false (or 1 and 0); other values were given")
-    units = per_cluster(raw, clusters)
     if clusters is None:
+        units = per_cluster(raw, None)
         return rate(int(units.sum()), units.size, confidence)
+    return share(raw, clusters, confidence)
+
+
+def share(values: ArrayLike, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95) -> Estimate:
+    """The mean of values in [0, 1] with a Wilson interval at the effective sample size of `proportion`.
+
+    For wins of which a tie counts half: unlike the interval of `mean` it stays inside [0, 1], and it keeps a
+    width when every value is equal.
+
+    >>> str(share([1.0, 0.5, 1.0, 0.5]))
+    '0.75 [0.30, 0.95] n=4'
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    units = per_cluster(numbers, clusters)
+    if units.min() < 0 or units.max() > 1:
+        raise ValueError(f"shares lie in [0, 1], got values from {numbers.min():g} to {numbers.max():g}")
     p = float(units.mean())
-    low, high = _wilson(p, _effective_size(p, units, raw.size), confidence)
-    return Estimate(p, low, high, units.size, "wilson, clustered")
+    low, high = _wilson(p, _effective_size(p, units, numbers.size), confidence)
+    return Estimate(p, low, high, units.size, "wilson" if clusters is None else "wilson, clustered")
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.intp]], float],
+    n: int,
+    clusters: Sequence[Hashable] | None = None,
+    samples: int = 1000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Any statistic of n rows with a percentile interval over resampled rows, or whole clusters of them.
+
+    statistic: takes the numbers of the rows drawn, which repeat, and is NaN where they leave it undefined (an
+    AUC without positives). Such draws are dropped; `ValueError` when they are more than 5 % of `samples`, when
+    the data themselves leave it undefined, and for fewer than two sampling units.
+
+    >>> values = np.array([1.0, 2.0, 3.0, 10.0])
+    >>> str(bootstrap(lambda rows: float(np.median(values[rows])), 4))
+    '2.5 [1.0, 10.0] n=4'
+    """
+    units = _Units.of(n, clusters)
+    value = float(statistic(np.arange(n)))
+    if not math.isfinite(value):
+        raise ValueError(f"the statistic is not defined on these {n} rows")
+    generator = np.random.default_rng(seed)
+    draws = np.array([statistic(units.draw(generator)) for _ in range(samples)], dtype=np.float64)
+    defined = draws[np.isfinite(draws)]
+    if defined.size < 0.95 * samples:
+        raise ValueError(f"the statistic is not defined in {samples - defined.size} of {samples} draws: too few cases")
+    tail = (1 - _level(confidence)) / 2
+    low, high = (float(end) for end in np.quantile(defined, [tail, 1 - tail]))
+    return Estimate(value, low, high, units.size.size, "bootstrap" if clusters is None else "bootstrap, clustered")
+
+
+@dataclass(frozen=True)
+class _Units:
+    """Rows sorted by sampling unit: unit i holds `size[i]` of them from `start[i]` on."""
+
+    rows: NDArray[np.intp]
+    start: NDArray[np.intp]
+    size: NDArray[np.intp]
+
+    @classmethod
+    def of(cls, n: int, clusters: Sequence[Hashable] | None) -> "_Units":
+        if clusters is not None and len(clusters) != n:
+            raise ValueError(f"one cluster label per value: {n} values, {len(clusters)} labels")
+        index = np.arange(n) if clusters is None else places(clusters)
+        size = np.bincount(index)
+        if size.size < 2:
+            raise ValueError(f"resampling needs at least two sampling units, got {size.size}")
+        return cls(np.argsort(index, kind="stable"), np.cumsum(size) - size, size)
+
+    def draw(self, generator: np.random.Generator) -> NDArray[np.intp]:
+        """The rows of as many units as there are, drawn with replacement."""
+        chosen = generator.integers(self.size.size, size=self.size.size)
+        size = self.size[chosen]
+        # The k-th row drawn is k minus where its unit begins in the draw, counted from where the unit lies.
+        shift = self.start[chosen] - (np.cumsum(size) - size)
+        return self.rows[np.arange(size.sum()) + np.repeat(shift, size)]
+
+
+def places(labels: Sequence[Hashable]) -> NDArray[np.intp]:
+    """Each label's number, from 0 on, in order of first appearance.
+
+    >>> places(["b", "a", "b"]).tolist()
+    [0, 1, 0]
+    """
+    place: dict[Hashable, int] = {}
+    return np.array([place.setdefault(label, len(place)) for label in labels], dtype=np.intp)
 
 
 def _effective_size(p: float, units: NDArray[np.float64], flags: int) -> float:
@@ -117,8 +202,7 @@ def per_cluster(values: ArrayLike, clusters: Sequence[Hashable] | None) -> NDArr
         return numbers
     if len(clusters) != numbers.size:
         raise ValueError(f"one cluster label per value: {numbers.size} values, {len(clusters)} labels")
-    place: dict[Hashable, int] = {}
-    index = np.array([place.setdefault(label, len(place)) for label in clusters])
+    index = places(clusters)
     return np.bincount(index, weights=numbers) / np.bincount(index)
 
 

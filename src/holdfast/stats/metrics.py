@@ -1,10 +1,13 @@
 """How well predictions agree with labels. What has no cases is NaN, never a comfortable zero or one."""
 
 import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from holdfast.stats.estimate import Estimate, bootstrap, mean
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,85 @@ def mean_absolute_error(predicted: ArrayLike, labels: ArrayLike) -> float:
     """
     p, y = _pair(predicted, labels)
     return float(np.abs(p.astype(np.float64) - y.astype(np.float64)).mean())
+
+
+def r2(predicted: ArrayLike, labels: ArrayLike) -> float:
+    """The share of the labels' variance that predictions explain, 1 - SSE / SST; NaN for constant labels.
+
+    Negative when the mean of the labels would predict better.
+
+    >>> r2([1.0, 2.0, 3.0], [1.0, 2.0, 4.0])  # 1 - 1 / (14 / 3)
+    0.7857142857142857
+    """
+    p, y = _pair(predicted, labels)
+    total = float(np.square(y - y.mean()).sum())
+    return 1 - float(np.square(p - y).sum()) / total if total else math.nan
+
+
+def pearson(first: ArrayLike, second: ArrayLike) -> float:
+    """The linear correlation of two lists, both (N,); NaN when one of them is constant.
+
+    >>> round(pearson([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]), 6)
+    0.5
+    """
+    a, b = (x.astype(np.float64) for x in _pair(first, second))
+    # Equal numbers may leave a rounding error as their deviation, and that error would correlate.
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return math.nan
+    a, b = a - a.mean(), b - b.mean()
+    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
+
+
+def spearman(first: ArrayLike, second: ArrayLike) -> float:
+    """The rank correlation of two lists, both (N,), equal values sharing their mean rank; NaN when one is constant.
+
+    >>> spearman([1.0, 10.0, 100.0], [0.1, 0.2, 0.9])
+    1.0
+    """
+    a, b = _pair(first, second)
+    return pearson(_ranks(a), _ranks(b))
+
+
+def within_group_spearman(predicted: ArrayLike, labels: ArrayLike, groups: Sequence[Hashable]) -> Estimate:
+    """The mean over groups of the rank correlation inside each, with a Student-t interval over groups.
+
+    What a policy learns from when it compares answers to one prompt. Groups in which either list is constant have
+    no correlation and are left out; `ValueError` when fewer than two remain.
+
+    >>> within_group_spearman([1, 2, 9, 8], [0, 1, 5, 6], ["a", "a", "b", "b"]).value
+    0.0
+    """
+    p, y = _pair(predicted, labels)
+    members: dict[Hashable, list[int]] = {}
+    for row, group in zip(range(p.size), groups, strict=True):
+        members.setdefault(group, []).append(row)
+    found = [spearman(p[rows], y[rows]) for rows in members.values() if len(rows) > 1]
+    defined = [value for value in found if not math.isnan(value)]
+    if len(defined) < 2:
+        raise ValueError(f"{len(defined)} of {len(members)} groups have a rank correlation inside; two are needed")
+    return mean(defined)
+
+
+def estimated(
+    metric: Callable[[NDArray, NDArray], float],
+    predicted: ArrayLike,
+    labels: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    samples: int = 1000,
+) -> Estimate:
+    """Any metric of this module with a bootstrap interval over rows, or whole clusters of rows; see `bootstrap`.
+
+    >>> estimated(auc, [0.1, 0.2, 0.8, 0.9] * 3, [0, 0, 1, 1] * 3).value
+    1.0
+    """
+    p, y = _pair(predicted, labels)
+    return bootstrap(lambda rows: metric(p[rows], y[rows]), p.size, clusters, samples)
+
+
+def _ranks(values: NDArray) -> NDArray[np.float64]:
+    """Ranks from 1 on; equal values share the mean of theirs."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]
 
 
 def _pair(first: ArrayLike, second: ArrayLike) -> tuple[NDArray, NDArray]:

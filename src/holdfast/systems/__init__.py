@@ -22,6 +22,10 @@ class System(NamedTuple):
 
 SYSTEMS = {
     "hc_rlhf": System("hc_rlhf", "HcRlhf", "a policy under a pessimistic limit, released only with a certificate"),
+    "micro": System("micro", "Micro", "one reward model for people who disagree, by words or by a few labels"),
+    "score_model": System(
+        "score_model", "ScoreModelSettings", "reward, cost and attribute models alone, each with its audit"
+    ),
     "safe_rlhf_v": System("safe_rlhf_v", "SafeRlhfV", "PPO with separate reward and cost under a Lagrangian limit"),
 }
 

@@ -3,7 +3,6 @@
 Each function is one stage; the systems put them in order.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from torch import nn
 from holdfast.config import Settings
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Template
-from holdfast.engine.budget import peak_rss_mib
 from holdfast.engine.log import RunFolder
 from holdfast.engine.seeds import seed_everything
 from holdfast.engine.supervised import FitSettings
@@ -29,8 +27,7 @@ from holdfast.pocket import oracles, world
 from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer, Scorer
 from holdfast.rollout.experience import RolloutSettings
 from holdfast.rollout.generate import TransformersGenerator
-from holdfast.stats.estimate import Estimate
-from holdfast.systems import stages
+from holdfast.systems import reading, stages
 from holdfast.systems.scores import CostStage, RewardStage, Shop, Zero, train_cost, train_reward
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
 
@@ -42,7 +39,7 @@ class DualSettings(Settings):
     """Moves the seed of every stage."""
     pocket: world.WorldSettings | None = None
     """Make a pocket world and learn in it; the truth about it is reported beside the learned scores."""
-    data: stages.DataSection | None = None
+    data: reading.DataSection | None = None
     """The data; a text alone is the path of the pairs. With `pocket` it is the world."""
     model: stages.Model | None = None
     """The policy to start from; a text alone is a hub name or a folder. With `pocket` it is the world's."""
@@ -71,7 +68,7 @@ class Bench:
 
     settings: DualSettings
     run: RunFolder
-    pools: stages.Pools
+    pools: reading.Pools
     policy: nn.Module
     template: Template
     reward: ScoreModel | None
@@ -107,7 +104,7 @@ class Bench:
         return Constraint(settings, self.zero.value, probability if platt_ else None)
 
 
-def prepare(settings: DualSettings, run: RunFolder, check: Callable[[stages.Pools], object] | None = None) -> Bench:
+def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Pools], object] | None = None) -> Bench:
     """Data, policy, reward model and cost model: everything before the policy is improved.
 
     check: looks at the pools before anything is trained, and raises when what follows could not succeed.
@@ -117,11 +114,11 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[stages.Pool
     settings = in_world(settings, run)
     if settings.data is None or settings.model is None:
         raise UserError("give data=PATH and model=NAME (or a pocket section, which brings both)")
-    pools = stages.read_pools(settings.data, run)
+    pools = reading.read_pools(settings.data, run)
     policy, template = stages.load_base(
         settings.model, settings.tokenizer, settings.text, lambda: stages.texts_of(pools.readable)
     )
-    pools, too_long = stages.within_window(pools, template, settings.text.on_long_prompt)
+    pools, too_long = reading.within_window(pools, template, settings.text.on_long_prompt)
     if check is not None:
         check(pools)
     stages.announce_memory(policy, settings.rollout.micro_tokens, settings.model.adapter is not None)
@@ -139,7 +136,7 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[stages.Pool
             stages.imitate(fit, run, pools.imitate, policy, template)
         shared = {name: from_policy(policy, (name,)) for name in ("reward", "cost")}
     facts: dict[str, Any] = {"pools": pools.counts(), "prompts_too_long": too_long}
-    shop = Shop(run, template, settings.seed, pools.pairs, pools.held_out_pairs, pools.labelled, facts)
+    shop = Shop(run, template, settings.seed, pools.pairs, pools.held_out_pairs, pools.labelled, facts=facts)
     reward = train_reward(settings.reward, shop, shared["reward"]) if settings.reward else None
     if reward is None:
         stages.say("reward: none; the policy stays as close to its start as the limit allows")
@@ -159,16 +156,16 @@ def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:
     chosen = stages.offset(settings.pocket, settings.seed)
     folder = stages.on_main(run, lambda: world.write(run.path / "world", chosen))
     data = {name: str(folder / f"{file}.jsonl") for name, file in world.FILES.items()}
-    pools = stages.PoolSettings(sft=0.36, pref=0.36, rl=0.1, dev=0.06, safety=0.12)
+    pools = reading.PoolSettings(sft=0.36, pref=0.36, rl=0.1, dev=0.06, safety=0.12)
     changes: dict[str, Any] = {}
     if settings.data is None:
-        changes["data"] = stages.DataSection(**data, pools=pools)
+        changes["data"] = reading.DataSection(**data, pools=pools)
     if settings.model is None:
         changes["model"] = stages.Model(name=str(folder / "policy"))
     return settings.model_copy(update=changes)
 
 
-def probe_answers(pools: stages.Pools) -> list[Conversation]:
+def probe_answers(pools: reading.Pools) -> list[Conversation]:
     """Answered conversations that saved policies are checked by."""
     return [pair.prompt.answer(pair.responses[0]) for pair in (pools.held_out_pairs or pools.pairs)[:32]]
 
@@ -237,15 +234,6 @@ def exam(bench: Bench, reference: Any) -> Outcome:
 
 def finish(bench: Bench, summary: Mapping[str, Any], began: float, method: str) -> dict[str, Any]:
     """Write `summary.json`: the results, the models' held-out accuracies, time and memory."""
-    facts = {name: value.to_dict() if isinstance(value, Estimate) else value for name, value in bench.facts.items()}
-    whole = {
-        "method": method,
-        "seed": bench.settings.seed,
-        **summary,
-        **facts,
-        "zero": {"value": bench.zero.value, "source": bench.zero.source, "words": bench.zero.words},
-        "seconds": round(time.monotonic() - began, 1),
-        "peak_rss_mib": round(peak_rss_mib()),
-    }
-    bench.run.write_json("summary.json", whole)
-    return whole
+    zero = {"value": bench.zero.value, "source": bench.zero.source, "words": bench.zero.words}
+    whole = {"method": method, "seed": bench.settings.seed, **summary, **bench.facts, "zero": zero}
+    return stages.conclude(bench.run, whole, began)

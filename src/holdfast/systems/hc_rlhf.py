@@ -41,7 +41,7 @@ from holdfast.engine.online import OnlineSettings, run_online
 from holdfast.engine.step import OptimiserSettings
 from holdfast.models.save import digest as model_digest
 from holdfast.rollout.experience import Collector
-from holdfast.systems import dual, safety_test, stages
+from holdfast.systems import dual, reading, safety_test, stages
 from holdfast.training.group import LeaveOneOut, LeaveOneOutSettings
 from holdfast.training.policy import Limits
 
@@ -142,7 +142,7 @@ def plan_test(settings: HcRlhf, bench: dual.Bench) -> Plan | None:
     return plan
 
 
-def make_plan(settings: HcRlhf, pools: stages.Pools, zero: float, source: safety_test.ZeroReference) -> Plan:
+def make_plan(settings: HcRlhf, pools: reading.Pools, zero: float, source: safety_test.ZeroReference) -> Plan:
     """The plan for these prompts; `UserError` when the test could not pass or lacks prompts.
 
     Called once before anything is trained, and again when the cost model's zero is known.

@@ -32,7 +32,7 @@ from holdfast.preference.score import ModelScorer, Scorer
 from holdfast.rollout.generate import TransformersGenerator
 from holdfast.rollout.types import Generator, Sampling
 from holdfast.stats.calibration import Platt
-from holdfast.systems import stages
+from holdfast.systems import reading, stages
 
 TESTS: dict[str, tuple[Kind, Method]] = {
     "flag": ("rate", "clopper_pearson"),
@@ -204,7 +204,7 @@ class SafetyTest(Settings):
     """Folder of the policy, as Holdfast saved it."""
     scorer: str
     """Folder of the cost model, as Holdfast saved it."""
-    prompts: stages.Source
+    prompts: reading.Source
     """Prompts that neither policy nor scorer has seen."""
     limit: TestedLimit = TestedLimit()
     """What has to hold."""

@@ -4,20 +4,24 @@ Every model is saved so that loading proves it, and audited on held-out pairs be
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from holdfast.config import Settings
-from holdfast.data.schema import Conversation, DualPair, Labelled
+from holdfast.data.schema import Conversation, DualPair, Labelled, Rated
 from holdfast.data.template import Template
 from holdfast.engine.log import RunFolder
-from holdfast.engine.supervised import FitSettings
+from holdfast.engine.supervised import FitSettings, evaluate
 from holdfast.errors import UserError
 from holdfast.models.heads import ScoreModel
+from holdfast.models.scales import LabelScale
+from holdfast.preference.attributes import AttributeSettings, AttributeTask, fit_heads, moments, rated_rows
+from holdfast.preference.audit import audit
 from holdfast.preference.check import PairScores, score_pairs
+from holdfast.preference.joint import DualSettings, DualTask, dual_rows
 from holdfast.preference.pairs import harmful_rows, helpful_rows
 from holdfast.preference.score import ModelScorer
 from holdfast.preference.tasks import CostSettings, CostTask, RewardSettings, RewardTask
@@ -48,6 +52,29 @@ class CostStage(Settings):
     with at least this AUC (the lower end of its interval): the border of a weaker one would be a number without use."""
 
 
+class AttributeStage(Settings):
+    """The attribute model."""
+
+    labels: dict[str, LabelScale] = Field(min_length=1)
+    """The labels in the order of the scores, each with the scale on which people gave it."""
+    loss: AttributeSettings = AttributeSettings()
+    """Its loss terms."""
+    preference: bool = False
+    """Learn one more score, `preference`, from the pairs, on the same network in the same pass."""
+    start: Literal["zero", "ridge"] = "ridge"
+    """How the head begins: at zero, or with the ridge solution on the network's features."""
+    fit: FitSettings | None = FitSettings()
+    """Its training; null keeps the ridge solution on the network as it is."""
+
+    @model_validator(mode="after")
+    def _learns(self) -> Self:
+        if self.fit is None and self.start == "zero":
+            raise ValueError("without fit nothing is learned from a start at zero; set start to ridge")
+        if self.fit is None and self.preference:
+            raise ValueError("the preference score is learned from pairs, which needs fit")
+        return self
+
+
 @dataclass(frozen=True)
 class Zero:
     """Where cost turns from safe to harmful, and what gives that number its meaning."""
@@ -70,13 +97,24 @@ class Shop:
     seed: int
     pairs: Sequence[DualPair]
     held_out: Sequence[DualPair]
-    labelled: Sequence[Labelled]
-    facts: dict[str, Any]
+    labelled: Sequence[Labelled] = ()
+    ratings: Sequence[Rated] = ()
+    held_out_ratings: Sequence[Rated] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def probes(self) -> list[Conversation]:
         """Answered conversations that saved models are checked by."""
-        return [pair.prompt.answer(pair.responses[0]) for pair in (self.held_out or self.pairs)[:32]]
+        judged = [pair.prompt.answer(pair.responses[0]) for pair in (self.held_out or self.pairs)[:32]]
+        return judged or [record.conversation for record in (self.held_out_ratings or self.ratings)[:32]]
+
+    def inspect(self, model: ScoreModel, name: str) -> None:
+        """Audit `model` on everything held out and write `audit-NAME.json`; what is wrong with it is said aloud."""
+        records = [*self.held_out, *self.labelled, *self.held_out_ratings]
+        found = stages.on_main(self.run, lambda: audit(ModelScorer(model, self.template), records))
+        self.run.write_json(f"audit-{name}.json", found.to_dict())
+        for warning in found.warnings:
+            stages.say(f"warning: {warning}")
 
 
 def train_reward(stage: RewardStage, shop: Shop, network: ScoreModel) -> ScoreModel:
@@ -87,6 +125,7 @@ def train_reward(stage: RewardStage, shop: Shop, network: ScoreModel) -> ScoreMo
     stages.train(task, helpful_rows(shop.pairs, shop.template), held_out, fit, shop.run)
     shop.facts["reward_accuracy"] = score_pairs(task, held_out).accuracy()
     stages.keep(shop.run, task.model, shop.template, shop.probes, "reward")
+    shop.inspect(task.model, "reward")
     return task.model
 
 
@@ -102,9 +141,43 @@ def train_cost(stage: CostStage, shop: Shop, network: ScoreModel) -> tuple[Score
     shop.facts["shorter_is_safer_accuracy"] = scored.shorter_is_higher(higher=False)
     shop.facts["cost_over_shorter"] = scored.over_shorter(higher=False)
     stages.keep(shop.run, task.model, shop.template, shop.probes, "cost")
+    shop.inspect(task.model, "cost")
     zero = find_zero(stage, scored, task, shop)
     stages.say(f"cost: {zero.words}")
     return task.model, zero
+
+
+def train_joint(reward: RewardStage, cost: CostStage, shop: Shop, network: ScoreModel) -> ScoreModel:
+    """Reward and cost as two scores of one network, learned in one pass with the training of the reward section."""
+    task = DualTask(network, shop.template.pad_id, DualSettings(reward=reward.loss, cost=cost.loss))
+    held_out = dual_rows(shop.held_out, shop.template, cost.loss.labels)
+    fit = stages.offset(reward.fit, shop.seed)
+    stages.train(task, dual_rows(shop.pairs, shop.template, cost.loss.labels), held_out, fit, shop.run)
+    shop.facts["dual"] = evaluate(task, held_out, micro_tokens=16384)
+    stages.keep(shop.run, network, shop.template, shop.probes, "dual")
+    shop.inspect(network, "dual")
+    return network
+
+
+def train_attributes(stage: AttributeStage, shop: Shop, network: ScoreModel) -> ScoreModel:
+    """The attribute model, started from ridge, trained, judged on held-out prompts, saved as `models/attributes`."""
+    template, names = shop.template, tuple(stage.labels)
+    rows = rated_rows(shop.ratings, names, stage.labels, template)
+    held_out: list[Any] = list(rated_rows(shop.held_out_ratings, names, stage.labels, template))
+    task = AttributeTask(network, template.pad_id, stage.labels, moments(rows), stage.loss)
+    if stage.start == "ridge":
+        found = fit_heads(network, rows, template.pad_id, link=stage.loss.link)
+        shop.facts["ridge_r2"] = {name: one.r2 for name, one in found.items()}
+    if stage.fit is not None:
+        learned: list[Any] = list(rows)
+        if stage.preference:
+            learned += helpful_rows(shop.pairs, template)
+            held_out += helpful_rows(shop.held_out, template)
+        stages.train(task, learned, held_out, stages.offset(stage.fit, shop.seed), shop.run)
+    shop.facts["attributes"] = evaluate(task, held_out, micro_tokens=16384)
+    stages.keep(shop.run, network, template, shop.probes, "attributes")
+    shop.inspect(network, "attributes")
+    return network
 
 
 def find_zero(stage: CostStage, scored: PairScores, task: CostTask, shop: Shop) -> Zero:

@@ -6,9 +6,9 @@ A finished stage is only loaded when a run is resumed.
 import copy
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,12 +18,10 @@ from torch import Tensor, nn
 
 from holdfast.config import Settings
 from holdfast.data.collate import pad
-from holdfast.data.schema import Conversation, DualPair, Labelled, Pair
-from holdfast.data.sources import DataSettings, Readable, read
-from holdfast.data.split import keys, pools, prompt_of
-from holdfast.data.template import PromptTooLong, Template
+from holdfast.data.schema import Conversation
+from holdfast.data.template import Template
 from holdfast.data.tokenizer import train_tokenizer
-from holdfast.engine.budget import Part, available_bytes, estimate
+from holdfast.engine.budget import Part, available_bytes, estimate, peak_rss_mib
 from holdfast.engine.log import RunFolder
 from holdfast.engine.supervised import FitSettings, Task, fit
 from holdfast.errors import UserError
@@ -32,27 +30,10 @@ from holdfast.models.load import ModelSettings, load_policy, load_tokenizer
 from holdfast.models.save import save
 from holdfast.preference.score import Scorer
 from holdfast.rollout.experience import Score
+from holdfast.stats.estimate import Estimate
 from holdfast.training.sft import SftTask, imitation_rows
 
 Result = TypeVar("Result")
-
-
-class Shorthand(Settings):
-    """A group that may also be given as one text, which stands for its first setting."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return {next(iter(cls.model_fields)): value} if isinstance(value, str) else value
-
-
-class Source(DataSettings):
-    """A data set; a text alone is its path."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
 
 class Model(ModelSettings):
@@ -73,45 +54,6 @@ class TokenizerSettings(Settings):
     """Entries to learn."""
 
 
-class PoolSettings(Settings):
-    """Shares of the five pools, which share no prompt and no image."""
-
-    sft: float = Field(0.3, gt=0, lt=1)
-    """Conversations to imitate."""
-    pref: float = Field(0.4, gt=0, lt=1)
-    """Pairs for reward and cost, and their calibration."""
-    rl: float = Field(0.15, gt=0, lt=1)
-    """Prompts to practise on."""
-    dev: float = Field(0.05, gt=0, lt=1)
-    """Prompts for every number printed before and after."""
-    safety: float = Field(0.1, gt=0, lt=1)
-    """Prompts of the sealed fold, opened once, for the safety test."""
-    held_out: float = Field(0.1, gt=0, lt=1)
-    """Part of the preference pool that judges the models which the rest has trained."""
-    salt: str = "holdfast"
-    """Changes which prompt falls into which pool."""
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """The share of every pool by its name."""
-        return self.model_dump(exclude={"held_out", "salt"})
-
-
-class DataSection(Shorthand):
-    """The data of a run. A text alone is the path of the pairs."""
-
-    pairs: Source
-    """Judged pairs of answers."""
-    sft: Source | None = None
-    """Conversations to imitate; null takes the preferred answers of the pairs."""
-    prompts: Source | None = None
-    """Prompts to practise and to be tested on; null takes those of the pairs."""
-    labelled: Source | None = None
-    """Answers labelled safe or unsafe, to calibrate a cost model that was trained on comparisons alone."""
-    pools: PoolSettings = PoolSettings()
-    """How prompts are divided."""
-
-
 class TextSection(Settings):
     """How text becomes tokens."""
 
@@ -125,129 +67,10 @@ class TextSection(Settings):
     """System message for conversations without one."""
 
 
-@dataclass(frozen=True)
-class Pools:
-    """Records of the five pools."""
-
-    imitate: list[Conversation]
-    pairs: list[DualPair]
-    held_out_pairs: list[DualPair]
-    practise: list[Conversation]
-    dev: list[Conversation]
-    safety: list[Conversation]
-    labelled: list[Labelled]
-
-    @property
-    def readable(self) -> list[Conversation]:
-        """All answered conversations that a model may learn from, for a tokenizer to read."""
-        judged = [pair.prompt.answer(text) for pair in self.pairs for text in pair.responses]
-        return [*self.imitate, *judged]
-
-    def counts(self) -> dict[str, int]:
-        """How many records each pool holds."""
-        return {name: len(value) for name, value in vars(self).items()}
-
-
 def say(text: str) -> None:
     """One line for the person, on the same stream as progress; only the first process speaks."""
     if os.environ.get("RANK", "0") == "0":
         print(text, file=sys.stderr, flush=True)
-
-
-def read_pools(data: DataSection, run: RunFolder) -> Pools:
-    """Read all sources and divide their prompts, all sources by the same hash, so that no pool shares a prompt."""
-    pairs = [_as_dual(record) for record in _records(data.pairs, "pairs", run)]
-    sft = _records(data.sft, "sft", run) if data.sft else list(pairs)
-    prompts = _records(data.prompts, "prompts", run) if data.prompts else list(pairs)
-    labelled = [_as_labelled(record) for record in _records(data.labelled, "labelled", run)] if data.labelled else []
-    everything: list[Readable] = [*pairs, *sft, *prompts]
-    divided = pools(everything, data.pools.shares, data.pools.salt)
-    member = {name: {keys(record)[0] for record in records} for name, records in divided.items()}
-
-    def inside(records: Sequence[Any], pool: str) -> list[Any]:
-        return [record for record in records if keys(record)[0] in member[pool]]
-
-    held_out = {"train": 1 - data.pools.held_out, "held_out": data.pools.held_out}
-    preferred = pools(inside(pairs, "pref"), held_out, data.pools.salt + "/held-out")
-    found = Pools(
-        imitate=[_answered(record) for record in inside(sft, "sft")],
-        pairs=preferred["train"],
-        held_out_pairs=preferred["held_out"],
-        practise=_distinct(inside(prompts, "rl")),
-        dev=_distinct(inside(prompts, "dev")),
-        safety=_distinct(inside(prompts, "safety")),
-        labelled=labelled,
-    )
-    run.write_json("pools.json", found.counts())
-    say("pools: " + listed(found.counts()))
-    return found
-
-
-def within_window(found: Pools, template: Template, on_long_prompt: str) -> tuple[Pools, dict[str, int]]:
-    """The pools, and how many records each lost because their prompt leaves no room for an answer in the window."""
-    if on_long_prompt == "error":
-        return found, {}
-    kept = {name: [one for one in records if fits(one, template)] for name, records in vars(found).items()}
-    lost = {name: len(records) - len(kept[name]) for name, records in vars(found).items()}
-    lost = {name: count for name, count in lost.items() if count}
-    if lost:
-        say(f"text.max_length {template.max_length}: prompts too long, left out: {listed(lost)}")
-    return Pools(**kept), lost
-
-
-def fits(record: Readable, template: Template) -> bool:
-    """Whether the record's prompt leaves room for an answer in the window."""
-    try:
-        template.prompt(prompt_of(record))
-    except PromptTooLong:
-        return False
-    return True
-
-
-def listed(counts: Mapping[str, int]) -> str:
-    """Counts on one line.
-
-    >>> listed({"dev": 3, "safety": 7})
-    'dev 3, safety 7'
-    """
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
-
-
-def _records(source: DataSettings, name: str, run: RunFolder) -> list[Readable]:
-    rows = read(source, run.path / f"skipped-{name}.jsonl")
-    if rows.bad:
-        say(f"data.{name}: {rows.skipped} rows cannot be used; they and the reasons are in skipped-{name}.jsonl")
-    return rows.records
-
-
-def _as_dual(record: Readable) -> DualPair:
-    """A pair on one axis says the same of helpfulness; TRL's formats do not name the axis."""
-    if isinstance(record, DualPair):
-        return record
-    if isinstance(record, Pair):
-        fields = record.model_dump(include={"id", "source", "split"})
-        return DualPair(**fields, prompt=record.prompt, responses=(record.chosen, record.rejected), helpful_id=0)
-    raise UserError(f"data.pairs holds {type(record).__name__} rows; pairs of answers are needed")
-
-
-def _as_labelled(record: Readable) -> Labelled:
-    if isinstance(record, Labelled):
-        return record
-    raise UserError(f"data.labelled holds {type(record).__name__} rows; answers labelled safe or unsafe are needed")
-
-
-def _answered(record: Readable) -> Conversation:
-    """The conversation to imitate: the record itself, or the pair's more helpful (else safer) answer."""
-    if isinstance(record, DualPair):
-        chosen = record.helpful_id if record.helpful_id is not None else record.safer_id or 0
-        return record.prompt.model_copy(update={"id": record.id}).answer(record.responses[chosen])
-    return record if isinstance(record, Conversation) else prompt_of(record)
-
-
-def _distinct(records: Sequence[Readable]) -> list[Conversation]:
-    """One prompt of each cluster, in the order of the records."""
-    found = {keys(record)[0]: prompt_of(record).model_copy(update={"id": record.id}) for record in reversed(records)}
-    return list(found.values())[::-1]
 
 
 def load_base(
@@ -318,6 +141,14 @@ def keep(run: RunFolder, model: nn.Module, template: Template, answered: Sequenc
     probes = pad(rows, pad_id=template.pad_id)
     tokenizer = template.processor or template.tokenizer
     return on_main(run, lambda: save(model, tokenizer, run.path / "models" / name, probes=probes))
+
+
+def conclude(run: RunFolder, summary: Mapping[str, Any], began: float) -> dict[str, Any]:
+    """Write `summary.json`, estimates spelled out, with the time and memory the run took; return it."""
+    whole = {name: value.to_dict() if isinstance(value, Estimate) else value for name, value in summary.items()}
+    whole |= {"seconds": round(time.monotonic() - began, 1), "peak_rss_mib": round(peak_rss_mib())}
+    run.write_json("summary.json", whole)
+    return whole
 
 
 def frozen_reference(policy: nn.Module) -> Callable[[], AbstractContextManager[nn.Module]]:

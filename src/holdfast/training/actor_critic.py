@@ -15,7 +15,7 @@ from holdfast.config import Settings
 from holdfast.data.collate import micro_batches, pad
 from holdfast.data.schema import Conversation
 from holdfast.engine.step import OptimiserSettings
-from holdfast.losses.advantage import gae, mix, token_rewards
+from holdfast.losses.advantage import gae, token_rewards
 from holdfast.losses.reduce import Sum, over, per_sequence
 from holdfast.losses.surrogate import clipped_ratio, clipped_value
 from holdfast.models.heads import ScoreModel
@@ -63,7 +63,7 @@ class ActorCritic(PolicyMethod):
         limits: Limits,
         probe: Probe | None = None,
     ) -> None:
-        needed = {"value", *(f"value/{constraint.name}" for constraint in limits.constraints)}
+        needed = {"value", *(f"value/{name}" for name in limits.streams)}
         if critics.keys() != needed:
             raise ValueError(f"critics {sorted(critics)} given, {sorted(needed)} needed: one for each stream")
         super().__init__(collector, limits, {"policy": collector.policy, **critics}, probe)
@@ -74,7 +74,7 @@ class ActorCritic(PolicyMethod):
         """Sample, score, move the multipliers, and estimate the advantages of every stream."""
         experience, numbers = self.sample(prompts, self.settings.seed, iteration)
         s, mask = self.settings, experience.response_mask
-        streams = {"value": (experience.score(s.reward), -s.kl)}
+        streams = {"value": (self.limits.reward(experience, s.reward), -s.kl)}
         for name, cost in self.limits.costs(experience).items():
             streams[f"value/{name}"] = (cost, s.kl if s.kl_mode == "split" else 0.0)
         advantages, old_values, returns = {}, {}, {}
@@ -84,8 +84,8 @@ class ActorCritic(PolicyMethod):
             advantages[name], returns[name] = gae(shaped, old_values[name], mask, s.gamma, s.gae_lambda)
             numbers[f"clamped/{name}"] = float(clamped.mean)
             numbers[f"explained_variance/{name}"] = explained_variance(returns[name], old_values[name], mask)
-        costs = {name: advantages[f"value/{name}"] for name in self.limits.multipliers}
-        mixed = mix(advantages["value"], costs, self.limits.multipliers)
+        costs = {name: advantages[f"value/{name}"] for name in self.limits.streams}
+        mixed = self.limits.mix(experience, advantages["value"], costs)
         return Learnable(experience, mixed, old_values, returns, numbers)
 
     def _values(self, name: str, experience: Experience) -> Tensor:

@@ -13,7 +13,7 @@ from holdfast.config import Settings
 from holdfast.data.schema import Conversation
 from holdfast.engine.step import OptimiserSettings
 from holdfast.errors import UserError
-from holdfast.losses.advantage import leave_one_out, mix
+from holdfast.losses.advantage import leave_one_out
 from holdfast.losses.reduce import Sum
 from holdfast.losses.surrogate import clipped_ratio
 from holdfast.rollout.experience import Collector, Experience
@@ -69,13 +69,9 @@ class LeaveOneOut(PolicyMethod):
     def returns(self, experience: Experience) -> torch.Tensor:
         """(N,) the Lagrangian's return of each answer, its scale independent of the multipliers."""
         s = self.settings
-        reward = experience.score(s.reward) - s.kl * experience.kl.sum(-1)
+        reward = self.limits.reward(experience, s.reward) - s.kl * experience.kl.sum(-1)
         reward = reward - s.truncation_penalty * experience.truncated.float()
-        return mix(
-            reward.clamp(-s.reward_clip, s.reward_clip),
-            self.limits.costs(experience),
-            self.limits.multipliers,
-        )
+        return self.limits.mix(experience, reward.clamp(-s.reward_clip, s.reward_clip), self.limits.costs(experience))
 
     def mini_batches(self, experience: Learnable, rng: torch.Generator) -> list[list[PolicyBatch]]:
         return self.portions(experience, self.settings.steps_per_experience, rng)

@@ -12,6 +12,7 @@ from holdfast.data.collate import Batch, micro_batches, pad
 from holdfast.data.schema import Conversation
 from holdfast.engine.distributed import Processes
 from holdfast.errors import UserError
+from holdfast.losses.advantage import mix
 from holdfast.losses.logprob import kl_k3
 from holdfast.losses.reduce import masked_mean
 from holdfast.models.policy import response_logprobs
@@ -96,6 +97,11 @@ class Limits:
         """The multiplier of each constraint by its name."""
         return {constraint.name: constraint.multiplier for constraint in self.constraints}
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The names of the costs that `costs` gives: one for each constraint."""
+        return tuple(self.multipliers)
+
     def observe(self, experience: Experience) -> dict[str, float]:
         """Add the experience's costs of all processes to every window and move every multiplier once."""
         numbers: dict[str, float] = {}
@@ -111,6 +117,14 @@ class Limits:
             constraint.name: constraint.augmented(constraint.measure(experience.score(constraint.settings.score)))
             for constraint in self.constraints
         }
+
+    def reward(self, experience: Experience, name: str) -> Tensor:
+        """(N,) what each answer is paid: the score `name`."""
+        return experience.score(name)
+
+    def mix(self, experience: Experience, reward: Tensor, costs: Mapping[str, Tensor]) -> Tensor:
+        """The Lagrangian's mixture of rewards (N, ...) and costs of the same shape, one for each stream."""
+        return mix(reward, costs, self.multipliers)
 
     def warnings(self) -> list[str]:
         """What each constraint has to say at the end: out of reach, or not met yet."""

@@ -1,0 +1,211 @@
+"""The trial of a personal model: everything it has to beat, on prompts and on people it has not seen.
+
+Single rewards that read nothing, the prompt, or the context; the mixture with nothing known of a person, with their
+words, and with their labels; and what somebody who knows everybody's group could do.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from holdfast.config import Settings
+from holdfast.data.schema import Pair
+from holdfast.engine.log import RunFolder
+from holdfast.engine.supervised import FitSettings
+from holdfast.losses.mixture import probability
+from holdfast.pocket.people import NAMES, taste_scores
+from holdfast.preference import baselines, personalise
+from holdfast.preference.adapt import UserStore
+from holdfast.preference.baselines import BaselineSettings, delta_of
+from holdfast.preference.check import wins
+from holdfast.preference.features import PairFeatures
+from holdfast.preference.mixture import MixtureHeads
+from holdfast.stats.estimate import Estimate
+from holdfast.systems import stages
+
+
+class TrialSettings(Settings):
+    """How a personal model is judged."""
+
+    labels: tuple[int, ...] = (0, 1, 2, 5, 10)
+    """Labels of a new person at which accuracy is read; people with fewer pairs than the largest are left out."""
+    draws: int = Field(20, ge=1)
+    """Orders in which each new person's labels are given."""
+    tau: float = Field(1.0, gt=0)
+    """How much labels are trusted: 1 is Bayes' rule, less trusts them more."""
+    members: int = Field(8, ge=2)
+    """Size of the ensemble that the mixture is compared with."""
+    baseline: BaselineSettings = BaselineSettings()
+    """How the single rewards and the ensemble are trained."""
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Pairs, and their features with a router that reads the prompt, or the prompt in its context."""
+
+    pairs: Sequence[Pair]
+    plain: PairFeatures
+    in_context: PairFeatures
+
+    @property
+    def users(self) -> list[str] | None:
+        """Whose each pair is; None where nobody said."""
+        return [pair.user_id for pair in self.pairs] if any(pair.user_id for pair in self.pairs) else None
+
+    @property
+    def groups(self) -> list[str] | None:
+        """The group of each pair; None where it is not known of every one."""
+        names = [pair.group for pair in self.pairs]
+        return names if all(names) else None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A model's heads and the folds it is judged on; `known` is the router before it has read contexts."""
+
+    folds: Mapping[str, Fold]
+    heads: MixtureHeads
+    known: MixtureHeads
+    names: tuple[str, ...]
+    run: RunFolder
+    seed: int
+    pocket: bool
+
+
+def hold(settings: TrialSettings, trial: Trial) -> dict[str, Any]:
+    """The tables of the trial; writes `users.json`, the weights of everybody who was learned from."""
+    store = known_users(settings, trial)
+    trial.run.processes.barrier()
+    arms = {fold: _arms(settings, trial, fold, store) for fold in ("held_out", "newcomers") if fold in trial.folds}
+    found: dict[str, Any] = {"tables": [_table(trial, fold, each) for fold, each in arms.items()]}
+    found["accuracy"] = {
+        fold: {name: _overall(trial.folds[fold], right).to_dict() for name, right in each.items()}
+        for fold, each in arms.items()
+    }
+    use = personalise.router_use(trial.heads, trial.folds["held_out"].in_context, trial.folds["held_out"].users)
+    found["router_use"] = use.to_dict()
+    if curve := _curve(settings, trial):
+        found["tables"].append(curve)
+    return found
+
+
+def known_users(settings: TrialSettings, trial: Trial) -> UserStore:
+    """The weights of each person who was learned from, by their labels; also written to `users.json`."""
+    learn = trial.folds["learn"]
+    store = UserStore(trial.names, prior(trial.known, learn.plain))
+    if learn.users is not None:
+        delta = trial.heads.delta(learn.plain.difference).detach()
+        for user, places in baselines.places_of(learn.users).items():
+            if user:
+                store.learn(str(user), delta[places], settings.tau)
+        if trial.run.processes.is_main:
+            store.save(trial.run.path / "users.json")
+    return store
+
+
+@torch.no_grad()
+def prior(heads: MixtureHeads, features: PairFeatures) -> Tensor:
+    """(K,) log weights of somebody of whom nothing is known: the average over what people asked."""
+    return heads.log_weights(features.router).exp().mean(0).log()
+
+
+def _arms(settings: TrialSettings, trial: Trial, fold: str, store: UserStore) -> dict[str, np.ndarray]:
+    """Per arm, whether the label of each pair is the more probable one: 1, 1/2 or 0."""
+    learn, judged, told = trial.folds["learn"], trial.folds[fold], trial.folds.get("contexts")
+    chosen = _seeded(settings.baseline, trial.seed)
+    ranked = {
+        "one reward": delta_of(baselines.single(learn.plain, chosen), judged.plain)[:, 0],
+        "one reward that reads the prompt": delta_of(baselines.conditioned(learn.plain, chosen), judged.plain)[:, 0],
+    }
+    if told is not None:
+        reader = baselines.conditioned(told.in_context, chosen)
+        ranked["one reward that reads the context, same labels"] = delta_of(reader, judged.in_context)[:, 0]
+    found = {name: wins(delta.numpy()) for name, delta in ranked.items()}
+    found["mixture, nobody in particular"] = personalise.routed(trial.known, judged.plain)
+    if told is not None:
+        found["mixture, context read"] = personalise.routed(trial.heads, judged.in_context)
+    if judged.users is not None and fold == "held_out":
+        weights = torch.stack([store.log_weights(user) for user in judged.users])
+        found["mixture, the person's labels"] = personalise.right(
+            probability(trial.heads.delta(judged.plain.difference).detach(), weights)
+        )
+    if judged.groups is not None and learn.groups is not None:
+        experts = baselines.per_group(learn.plain, learn.groups, chosen)
+        if set(judged.groups) <= experts.keys():
+            delta = baselines.by_group(experts, judged.plain, judged.groups)
+            found["one reward per group, groups known"] = wins(delta.numpy())
+    if trial.pocket:
+        found["the truth"] = _truth(judged.pairs)
+    return found
+
+
+def _truth(pairs: Sequence[Pair]) -> np.ndarray:
+    """Whether each label agrees with the true worth of both answers to the person's own taste."""
+    chosen = np.array(taste_scores([pair.prompt.answer(pair.chosen) for pair in pairs]))
+    rejected = np.array(taste_scores([pair.prompt.answer(pair.rejected) for pair in pairs]))
+    own = [NAMES.index(pair.group) for pair in pairs]
+    return wins((chosen - rejected)[np.arange(len(pairs)), own])
+
+
+def _seeded(settings: BaselineSettings, seed: int) -> BaselineSettings:
+    fit: FitSettings = settings.fit.model_copy(update={"seed": settings.fit.seed + seed})
+    return settings.model_copy(update={"fit": fit})
+
+
+def _overall(fold: Fold, right: np.ndarray) -> Estimate:
+    return personalise.macro(_by_group(fold, right))
+
+
+def _by_group(fold: Fold, right: np.ndarray) -> dict[Any, Estimate]:
+    groups = fold.groups or ["everybody"] * len(fold.pairs)
+    return personalise.grouped(right, groups, fold.users or [pair.prompt.key for pair in fold.pairs])
+
+
+def _table(trial: Trial, name: str, arms: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Accuracy of every arm, over groups alike and group by group."""
+    fold = trial.folds[name]
+    titles = {"held_out": "new prompts of known people", "newcomers": "people never seen, without a label"}
+    rows = []
+    for arm, right in arms.items():
+        groups = _by_group(fold, right)
+        each = list(groups.values()) if len(groups) > 1 else []
+        rows.append([arm, *(_cell(one) for one in [personalise.macro(groups), *each])])
+    names = sorted(set(fold.groups), key=fold.groups.index) if fold.groups else []
+    columns = ["accuracy", "all groups alike" if len(names) > 1 else "all", *(names if len(names) > 1 else [])]
+    return {"title": f"{titles[name]}, {len(fold.pairs)} pairs", "columns": columns, "rows": rows}
+
+
+def _cell(found: Estimate) -> str:
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _curve(settings: TrialSettings, trial: Trial) -> dict[str, Any] | None:
+    """Accuracy on new people after a few of their labels, of the mixture and of the ensemble."""
+    fold, learn, most = trial.folds.get("newcomers"), trial.folds["learn"], max(settings.labels)
+    if fold is None or fold.users is None:
+        return None
+    enough = [user for user, count in Counter(fold.users).items() if count > most]
+    if len(enough) < 2:
+        stages.say(f"few labels: {len(enough)} new people have more than {most} pairs, so there is no curve")
+        return None
+    ensemble = baselines.ensemble(learn.plain, settings.members, _seeded(settings.baseline, trial.seed))
+    even = torch.zeros(settings.members).log_softmax(-1)
+    arms = {
+        "mixture": (trial.heads.delta(fold.plain.difference).detach(), prior(trial.known, learn.plain)),
+        "ensemble (HyRe)": (delta_of(ensemble, fold.plain), even),
+    }
+    rows = []
+    for name, (delta, start) in arms.items():
+        curve = personalise.adaptation_curve(
+            delta, fold.users, start, sizes=settings.labels, draws=settings.draws, tau=settings.tau, seed=trial.seed
+        )
+        points = [_cell(one) for one in curve.points().values()]
+        rows.append([name, *points, f"{curve.worst_decile(most):.3f}"])
+    columns = ["accuracy after so many labels", *map(str, settings.labels), "worst tenth"]
+    return {"title": f"people never seen, {len(enough)} of them", "columns": columns, "rows": rows}

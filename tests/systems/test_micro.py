@@ -1,0 +1,178 @@
+"""MiCRo end to end on a very small pocket world: people of three tastes, their words, their labels."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from holdfast import config
+from holdfast.data.schema import Conversation
+from holdfast.data.sources import read, write_jsonl
+from holdfast.errors import UserError
+from holdfast.models.load import load_tokenizer
+from holdfast.models.save import load_checked
+from holdfast.preference.adapt import UserStore
+from holdfast.preference.personal import MixtureScorer, Person
+from holdfast.systems import micro, recipe
+
+SMALL = (
+    "pocket.conversations=400",
+    "pocket.pairs=100",
+    "pocket.prompts=100",
+    "pocket.hidden=32",
+    "pocket.people.users=40",
+    "pocket.people.pairs=14",
+    "sft.epochs=2",
+    "mixture.heads=3",
+    "mixture.restarts=2",
+    "mixture.fit.epochs=20",
+    "labels_per_context=20",
+    "trial.labels=[0,2,5]",
+    "trial.draws=3",
+    "trial.members=3",
+    "trial.baseline.fit.epochs=5",
+)
+
+
+def settings(*overrides):
+    return config.load(micro.Micro, recipe("micro/pocket"), [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "micro"
+    return folder, micro.run(settings(), folder)
+
+
+def test_prompts_and_people_are_new_where_they_judge(finished):
+    folder, _ = finished
+    run = micro.RunFolder(folder, settings())
+    chosen = micro.in_world(settings(), run)
+    crowd = micro.read_crowd(chosen.data, True, 20, run)
+    learned = {pair.prompt.key for pair in [*crowd.learn, *crowd.contexts]} | {one.key for one in crowd.imitate}
+    assert not learned & {pair.prompt.key for pair in crowd.held_out}
+    known = {pair.user_id for pair in [*crowd.learn, *crowd.contexts, *crowd.held_out]}
+    assert not known & {pair.user_id for pair in crowd.newcomers}
+    assert max(sum(pair.group == taste for pair in crowd.contexts) for taste in ("brief", "warm", "thorough")) <= 20
+
+
+def test_every_baseline_stands_beside_the_mixture(finished):
+    _, summary = finished
+    known, new, curve = summary["tables"]
+    arms = [row[0] for row in known["rows"]]
+    assert arms == [
+        "one reward",
+        "one reward that reads the prompt",
+        "one reward that reads the context, same labels",
+        "mixture, nobody in particular",
+        "mixture, context read",
+        "mixture, the person's labels",
+        "one reward per group, groups known",
+        "the truth",
+    ]
+    assert set(known["columns"][2:]) == {"brief", "warm", "thorough"}
+    assert "mixture, the person's labels" not in [row[0] for row in new["rows"]]
+    assert [row[0] for row in curve["rows"]] == ["mixture", "ensemble (HyRe)"]
+    # The labels are those of people who are nearly always sure.
+    assert summary["accuracy"]["held_out"]["the truth"]["value"] > 0.9
+
+
+def test_people_differ_and_the_mixture_sees_it(finished):
+    _, summary = finished
+    found = summary["accuracy"]["held_out"]
+    # One reward for opposite tastes cannot be right for all; a person's own labels tell which taste is theirs.
+    assert found["mixture, the person's labels"]["value"] > found["one reward"]["value"]
+
+
+def test_the_artifact_gives_everybody_their_own_score(finished):
+    folder, _ = finished
+    model = load_checked(folder / "models" / "micro")
+    users = UserStore.load(folder / "users.json", model.names)
+    template = micro.Template(load_tokenizer(str(folder / "models" / "micro")), max_length=112)
+    answer = Conversation.ask("how do i season the soup ?").answer("just stir the soup slowly .")
+    someone = users.users[0]
+    people = [Person(), Person(user_id=someone), Person(context="please keep it short .")]
+    scores = MixtureScorer(model, template, users=users).score_for([answer] * 3, people)
+    # The heads say the same of the answer whoever asks.
+    torch.testing.assert_close(scores[0, 1:], scores[1, 1:])
+    assert len({round(float(one), 5) for one in scores[:, 0]}) == 3
+    card = json.loads((folder / "models" / "micro" / "head_card.json").read_text())
+    assert len(card["correlation"]) == len(model.names)
+
+
+def test_a_new_process_loads_it_by_the_usual_name(finished):
+    folder, _ = finished
+    code = (
+        "import sys, holdfast.models.mixture; from transformers import AutoModelForSequenceClassification as Auto\n"
+        "model = Auto.from_pretrained(sys.argv[1]); print(type(model).__name__, model.config.num_labels)"
+    )
+    path = str(folder / "models" / "micro")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[0] == "MixtureRewardModel"
+
+
+def test_network_and_heads_can_learn_together(tmp_path):
+    chosen = settings("backbone.epochs=1", "backbone.batch_size=8", "router=null", "sft=null", "merge_above=1")
+    summary = micro.run(chosen, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"nll", "entropy", "l2"} <= next(row for row in rows if row["stage"] == "mixture").keys()
+    assert "mixture, context read" in summary["accuracy"]["held_out"]
+    assert load_checked(tmp_path / "run" / "models" / "micro").router.kind == "static"
+
+
+def test_heads_that_prefer_harm_get_no_weight(finished, tmp_path):
+    folder, _ = finished
+    pairs = read(micro.reading.Source(path=str(folder / "world" / "people.jsonl"), split="all")).records
+    # What people with time call good is called harm here, so the head of the thorough must be masked.
+    harm = [
+        pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen})
+        for pair in pairs
+        if pair.group == "thorough"
+    ]
+    write_jsonl(harm, tmp_path / "safety.jsonl")
+    summary = micro.run(
+        settings(f"data.pairs={folder}/world/people.jsonl", f"data.safety={tmp_path}/safety.jsonl", "sft=null"),
+        tmp_path / "run",
+    )
+    masked = [one["head"] for one in summary["heads"]["safety"] if one["mask"]]
+    assert masked
+    assert load_checked(tmp_path / "run" / "models" / "micro").config.masked_heads == masked
+
+
+def test_a_run_without_users_contexts_or_groups(finished, tmp_path):
+    folder, _ = finished
+    pairs = read(micro.reading.Source(path=str(folder / "world" / "people.jsonl"), split="all")).records
+    bare = [pair.model_copy(update={"user_id": "", "context": "", "group": ""}) for pair in pairs]
+    write_jsonl(bare, tmp_path / "pairs.jsonl")
+    values = config.read_values(recipe("micro/pocket"), [one for one in SMALL if not one.startswith("pocket")])
+    values.pop("pocket")
+    values |= {"data": {"pairs": f"{tmp_path}/pairs.jsonl"}, "model": f"{folder}/world/policy", "sft": None}
+    summary = micro.run(config.build(micro.Micro, values), tmp_path / "run")
+    assert [row[0] for row in summary["tables"][0]["rows"]] == [
+        "one reward",
+        "one reward that reads the prompt",
+        "mixture, nobody in particular",
+    ]
+    assert not (tmp_path / "run" / "users.json").exists()
+    assert load_checked(tmp_path / "run" / "models" / "micro").router.kind == "mlp"
+
+
+@pytest.mark.parametrize(
+    "overrides, match",
+    [
+        (["mixture.heads=1"], "at least two heads; for one head use a reward model"),
+        (["leave_out_backbone=true"], "needs a network as it came"),
+        (["router.tau=0"], "router.tau"),
+        (["mixture.alpha=-1"], "mixture.alpha"),
+    ],
+)
+def test_contradictions_are_refused(overrides, match):
+    with pytest.raises(UserError, match=match):
+        settings(*overrides)
+
+
+def test_a_context_longer_than_the_window_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"its prompt has \d+ tokens and the window 20"):
+        micro.run(settings("text.max_length=20", "sft=null", "text.on_long_prompt=skip"), tmp_path / "run")
