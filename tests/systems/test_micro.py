@@ -14,7 +14,9 @@ from holdfast.errors import UserError
 from holdfast.models.load import load_tokenizer
 from holdfast.models.save import load_checked
 from holdfast.preference.adapt import UserStore
+from holdfast.preference.heads import HeadAudit
 from holdfast.preference.personal import MixtureScorer, Person
+from holdfast.stats.estimate import Estimate
 from holdfast.systems import micro, recipe
 
 SMALL = (
@@ -50,7 +52,7 @@ def test_prompts_and_people_are_new_where_they_judge(finished):
     folder, _ = finished
     run = micro.RunFolder(folder, settings())
     chosen = micro.in_world(settings(), run)
-    crowd = micro.read_crowd(chosen.data, True, 20, run)
+    crowd = micro.read_crowd(chosen.data, {"sft"}, 20, run)
     learned = {pair.prompt.key for pair in [*crowd.learn, *crowd.contexts]} | {one.key for one in crowd.imitate}
     assert not learned & {pair.prompt.key for pair in crowd.held_out}
     known = {pair.user_id for pair in [*crowd.learn, *crowd.contexts, *crowd.held_out]}
@@ -122,23 +124,29 @@ def test_network_and_heads_can_learn_together(tmp_path):
     assert load_checked(tmp_path / "run" / "models" / "micro").router.kind == "static"
 
 
+def judged_safe(folder, path):
+    """What the brief prefer, called safe."""
+    pairs = read(micro.reading.Source(path=f"{folder}/world/people.jsonl")).records
+    write_jsonl([pair for pair in pairs if pair.group == "brief"], path)
+    return [f"data.pairs={folder}/world/people.jsonl", f"data.safety={path}", "sft=null", "mixture.fit.epochs=60"]
+
+
 def test_heads_that_prefer_harm_get_no_weight(finished, tmp_path):
     folder, _ = finished
-    pairs = read(micro.reading.Source(path=str(folder / "world" / "people.jsonl"), split="all")).records
-    # What people with time call good is called harm here, so the head of the thorough must be masked.
-    harm = [
-        pair.model_copy(update={"chosen": pair.rejected, "rejected": pair.chosen})
-        for pair in pairs
-        if pair.group == "thorough"
-    ]
-    write_jsonl(harm, tmp_path / "safety.jsonl")
-    summary = micro.run(
-        settings(f"data.pairs={folder}/world/people.jsonl", f"data.safety={tmp_path}/safety.jsonl", "sft=null"),
-        tmp_path / "run",
-    )
+    summary = micro.run(settings(*judged_safe(folder, tmp_path / "safety.jsonl")), tmp_path / "run")
     masked = [one["head"] for one in summary["heads"]["safety"] if one["mask"]]
     assert masked
-    assert load_checked(tmp_path / "run" / "models" / "micro").config.masked_heads == masked
+    model = load_checked(tmp_path / "run" / "models" / "micro")
+    assert model.config.masked_heads == masked
+    assert model.log_weights(torch.randn(4, 32)).exp()[:, model.masked].sum() == 0
+
+
+def test_heads_that_all_prefer_harm_are_no_model(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    accuracy = Estimate(0.1, 0.0, 0.2, 50, "made up")
+    monkeypatch.setattr(micro, "audit_heads", lambda *_: [HeadAudit(f"head_{k}", accuracy, True) for k in range(3)])
+    with pytest.raises(UserError, match=r"every head prefers the harmful answer on data\.safety \(right on 0\.10"):
+        micro.run(settings(*judged_safe(folder, tmp_path / "safety.jsonl"), "merge_above=1"), tmp_path / "run")
 
 
 def test_a_run_without_users_contexts_or_groups(finished, tmp_path):

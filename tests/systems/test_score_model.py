@@ -22,7 +22,7 @@ SMALL = (
     "pocket.ratings.prompts=150",
     "sft.epochs=1",
     "reward.fit.epochs=1",
-    "attributes.fit.epochs=1",
+    "attributes.fit.epochs=12",
 )
 LABELS = ("helpfulness", "harmlessness", "politeness", "brevity")
 
@@ -58,7 +58,7 @@ def test_every_model_has_an_audit(finished):
     folder, _ = finished
     found = {name: read(folder / f"audit-{name}.json") for name in ("reward", "cost", "attributes")}
     assert found["reward"]["scores"]["reward"]["pairs"]["accuracy"]["n"] > 20
-    assert found["cost"]["scores"]["cost"]["calibration"]["platt"]["slope"] > 0
+    assert found["cost"]["scores"]["cost"]["calibration"]["slope"] > 0
     assert found["attributes"]["scores"]["brevity"]["rating"]["r2"]["value"] > 0.3
 
 

@@ -4,13 +4,13 @@ What judges a personal model must be new twice: prompts that nothing was learned
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
 
-from holdfast.data.schema import Conversation, Pair
+from holdfast.data.schema import Conversation, DualPair, Pair
 from holdfast.data.split import keys, pools, share_of
 from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
@@ -28,6 +28,8 @@ class CrowdData(reading.Shorthand):
     """Pairs whose chosen answer is the safe one: a head that prefers the other gets no weight."""
     sft: reading.Source | None = None
     """Conversations to imitate first, when `sft` is set."""
+    judged: reading.Source | None = None
+    """Pairs with safety labels, for the cost model of a policy under a limit."""
     held_out: float = Field(0.2, gt=0, lt=0.9)
     """Share of the prompts on which everything is judged."""
     new_users: float = Field(0.2, ge=0, lt=0.9)
@@ -46,17 +48,22 @@ class Crowd:
     newcomers: list[Pair]
     contexts: list[Pair]
     safety: list[Pair]
+    judged: list[DualPair]
+    held_out_judged: list[DualPair]
 
 
-def read_crowd(data: CrowdData, imitate: bool, labels_per_context: int, run: RunFolder) -> Crowd:
+def read_crowd(data: CrowdData, needed: Set[str], labels_per_context: int, run: RunFolder) -> Crowd:
     """Read all sources; hold out prompts and people, both by a hash of their own names."""
     pairs = reading.preferences(data.pairs, "pairs", run)
     safety = reading.preferences(data.safety, "safety", run) if data.safety else []
-    if imitate and data.sft is None:
-        raise UserError("data.sft is missing: sft has nothing to imitate; give conversations, or set sft=null")
-    sft = reading.conversations(data.sft, run) if data.sft and imitate else []
+    for name in sorted(needed):
+        if getattr(data, name) is None:
+            what = {"sft": "sft has nothing to imitate", "judged": "policy.cost has nothing to learn from"}[name]
+            raise UserError(f"data.{name} is missing: {what}; give it, or set that section to null")
+    sft = reading.conversations(data.sft, run) if data.sft and "sft" in needed else []
+    judged = reading.dual_pairs(data.judged, run) if data.judged and "judged" in needed else []
     told = reading.preferences(data.contexts, "contexts", run) if data.contexts else [p for p in pairs if p.context]
-    divided = pools([*pairs, *told, *sft], {"learn": 1 - data.held_out, "held_out": data.held_out}, data.salt)
+    divided = pools([*pairs, *told, *sft, *judged], {"learn": 1 - data.held_out, "held_out": data.held_out}, data.salt)
     judges = {keys(record)[0] for record in divided["held_out"]}
 
     def learnable(records: Sequence[Any]) -> list[Any]:
@@ -73,6 +80,8 @@ def read_crowd(data: CrowdData, imitate: bool, labels_per_context: int, run: Run
         newcomers=[pair for pair in pairs if is_new(pair)],
         contexts=few_of_each(learnable(told), labels_per_context),
         safety=safety,
+        judged=learnable(judged),
+        held_out_judged=[pair for pair in judged if keys(pair)[0] in judges],
     )
     stages.say("rows: " + reading.listed({name: len(rows) for name, rows in vars(found).items() if rows}))
     if not found.learn or not found.held_out:

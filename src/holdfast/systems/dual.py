@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -94,14 +93,8 @@ class Bench:
 
     def constraint(self, **changes: Any) -> Constraint:
         """The limit with its calibration."""
-        platt_ = self.zero.calibration
-
-        def probability(scores: torch.Tensor) -> torch.Tensor:
-            assert platt_ is not None
-            return torch.from_numpy(platt_.probability(scores.numpy())).float()
-
         settings = self.settings.constraint.model_copy(update=changes)
-        return Constraint(settings, self.zero.value, probability if platt_ else None)
+        return stages.limit(settings, self.zero.value, self.zero.calibration)
 
 
 def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Pools], object] | None = None) -> Bench:

@@ -50,15 +50,20 @@ from holdfast.models.heads import from_policy
 from holdfast.models.mixture import MixtureRewardModel, merged, mixture_from, save_head_card, with_backbone_adapter
 from holdfast.pocket import world
 from holdfast.pocket.people import PeopleSettings
+from holdfast.preference.adapt import UserStore
 from holdfast.preference.features import PairFeatures, answer_features, pair_features, session_numbers
 from holdfast.preference.heads import audit as audit_heads
 from holdfast.preference.heads import correlation, merge, reward_scale
 from holdfast.preference.mixture import LiveMixtureTask, MixtureHeads, MixtureSettings, TokenSession, train_heads
 from holdfast.preference.pairs import PairRow, pair_rows
+from holdfast.preference.personal import MixtureScorer
 from holdfast.preference.router import RouterSettings, fit_router
-from holdfast.systems import reading, scores, stages, trial
+from holdfast.preference.score import ModelScorer, Scorer
+from holdfast.systems import personal_policy, reading, scores, stages, trial
 from holdfast.systems.crowd import Crowd, CrowdData, read_crowd
+from holdfast.systems.personal_policy import PersonalPolicySettings
 from holdfast.systems.trial import TrialSettings
+from holdfast.training.lagrangian import Constraint
 
 
 class Micro(Settings):
@@ -99,6 +104,8 @@ class Micro(Settings):
     """Save heads and router alone, and read the network from where it came; it must not have been trained here."""
     trial: TrialSettings = TrialSettings()
     """How the model is judged on people it has not seen."""
+    policy: PersonalPolicySettings | None = None
+    """Improve the network by the personal score, so that it answers people as they like it; null trains no policy."""
     trackers: tuple[str, ...] = ()
     """Experiment trackers beside metrics.jsonl: wandb, tensorboard, trackio, ..."""
 
@@ -145,7 +152,7 @@ def run(settings: Micro, folder: str | Path, *, overwrite: bool = False) -> dict
     settings = in_world(settings, run_folder)
     if settings.data is None or settings.model is None:
         raise UserError("give data=PATH and model=NAME (or a pocket section, which brings both)")
-    crowd = read_crowd(settings.data, settings.sft is not None, settings.labels_per_context, run_folder)
+    crowd = read_crowd(settings.data, needed(settings), settings.labels_per_context, run_folder)
     texts = [pair.prompt.answer(pair.chosen) for pair in crowd.learn] + crowd.imitate
     network, template = stages.load_base(
         settings.model, settings.tokenizer, settings.text, lambda: stages.texts_of(texts)
@@ -155,13 +162,21 @@ def run(settings: Micro, folder: str | Path, *, overwrite: bool = False) -> dict
         stages.imitate(stages.offset(settings.sft, settings.seed), run_folder, crowd.imitate, network, template)
     facts = {"rows": {name: len(rows) for name, rows in vars(crowd).items()}, "prompts_too_long": too_long}
     bench = Bench(settings, run_folder, crowd, template, facts)
-    network = warm_up(bench, network)
-    known, reader = first_stage(bench, network)
+    known, reader = first_stage(bench, warm_up(bench, network))
     heads = second_stage(bench, known, reader)
     model = assemble(bench, heads, reader)
     summary = {"method": "micro", "seed": settings.seed, "verdict": None, "reason": "no_policy"}
     summary |= trial.hold(settings.trial, trial_of(bench, model, known, heads)) | bench.facts
+    if settings.policy is not None:
+        found = improve_policy(settings.policy, bench, network, model)
+        summary |= {"policy": found["policy"], "tables": [*summary["tables"], *found["tables"]], "reason": "not_tested"}
     return stages.conclude(run_folder, summary, began)
+
+
+def needed(settings: Micro) -> set[str]:
+    """The sources that must be there beside the pairs."""
+    cost = settings.policy is not None and settings.policy.cost is not None
+    return {name for name, used in (("sft", settings.sft is not None), ("judged", cost)) if used}
 
 
 def warm_up(bench: Bench, network: nn.Module) -> nn.Module:
@@ -193,10 +208,13 @@ def first_stage(bench: Bench, network: nn.Module) -> tuple[MixtureHeads, Mixture
     else:
         reader = train_network(bench, reader, chosen, known)
         held_out, heads = bench.features(reader, "held_out"), MixtureHeads.of(reader)
-    heads, groups = merge(heads, held_out, settings.merge_above)
+    different, groups = merge(heads, held_out, settings.merge_above)
     bench.facts["merged"] = [group for group in groups if len(group) > 1]
-    stages.say(f"mixture: {len(heads.weight)} of {chosen.heads} heads are different")
-    return heads, reader
+    stages.say(f"mixture: {len(groups)} of {chosen.heads} heads are different")
+    if len(groups) == 1:
+        stages.say("warning: all heads agree, so people do not differ here, or not visibly; one reward model would do")
+        return heads, reader
+    return different, reader
 
 
 def train_network(bench: Bench, reader: MixtureRewardModel, chosen: MixtureSettings, known: bool) -> MixtureRewardModel:
@@ -250,6 +268,12 @@ def assemble(bench: Bench, heads: MixtureHeads, reader: MixtureRewardModel) -> M
         heads.masked = torch.tensor([one.mask for one in found])
         card["safety"] = [one.to_dict() for one in found]
         masked = [one.head for one in found if one.mask]
+        if len(masked) == len(names):
+            seen = ", ".join(str(one.accuracy) for one in found)
+            raise UserError(
+                f"every head prefers the harmful answer on data.safety (right on {seen}), so none can be used; are chosen "
+                "and rejected swapped there? Otherwise learn from people who prefer what is safe"
+            )
         stages.say(f"safety: masked for preferring the harmful answer: {', '.join(masked) or 'no head'}")
     model = mixture_from(
         reader,
@@ -273,6 +297,40 @@ def assemble(bench: Bench, heads: MixtureHeads, reader: MixtureRewardModel) -> M
     return model
 
 
+def improve_policy(
+    settings: PersonalPolicySettings, bench: Bench, network: nn.Module, model: MixtureRewardModel
+) -> dict[str, Any]:
+    """The network as a policy that reads people's words, paid by the mixture's score for the person who asked."""
+    limit: Constraint | None = None
+    judges: list[Scorer] = []
+    if settings.cost is not None and settings.limit is not None:
+        judged, held_out = bench.crowd.judged, bench.crowd.held_out_judged
+        shop = scores.Shop(bench.run, bench.template, bench.settings.seed, judged, held_out, facts=bench.facts)
+        cost, zero = scores.train_cost(settings.cost, shop, from_policy(network, ("cost",)))
+        judges.append(ModelScorer(cost, bench.template))
+        limit = stages.limit(settings.limit, zero.value, zero.calibration)
+    store = UserStore.load(file, model.names) if (file := bench.run.path / "users.json").is_file() else None
+    frame = bench.settings.context_template
+
+    def readers(people: Sequence[personal_policy.Asked], aggregation: str) -> personal_policy.Readers:
+        mixture = MixtureScorer(model, bench.template, users=store, aggregation=aggregation)
+        return personal_policy.Readers(mixture, judges, people, bench.settings.pocket is not None)
+
+    return personal_policy.improve(
+        settings,
+        personal_policy.PolicyBench(
+            bench.run,
+            bench.template,
+            network,
+            bench.settings.seed,
+            personal_policy.asked(bench.crowd.learn, frame),
+            personal_policy.asked(bench.crowd.held_out, frame),
+            readers,
+            limit,
+        ),
+    )
+
+
 def in_world(settings: Micro, run: RunFolder) -> Micro:
     """With a pocket section: write the world, and point data and model at its files unless they are given."""
     if settings.pocket is None:
@@ -284,7 +342,8 @@ def in_world(settings: Micro, run: RunFolder) -> Micro:
     changes: dict[str, Any] = {}
     if settings.data is None:
         sft = str(folder / f"{world.FILES['sft']}.jsonl")
-        changes["data"] = CrowdData(pairs=str(folder / world.PEOPLE), sft=sft)
+        judged = str(folder / f"{world.FILES['pairs']}.jsonl")
+        changes["data"] = CrowdData(pairs=str(folder / world.PEOPLE), sft=sft, judged=judged)
     if settings.model is None:
         changes["model"] = stages.Model(name=str(folder / "policy"))
     return settings.model_copy(update=changes)

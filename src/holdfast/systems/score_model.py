@@ -229,4 +229,6 @@ def _users_of(name: str, settings: ScoreModelSettings) -> list[str]:
         return ["sft"]
     if name == "ratings":
         return ["attributes"]
-    return [part for part in ("reward", "cost", "attributes") if getattr(settings, part) is not None]
+    ranked = settings.attributes is not None and settings.attributes.preference
+    used = {"reward": settings.reward, "cost": settings.cost, "attributes": ranked}
+    return [part for part, wanted in used.items() if wanted]

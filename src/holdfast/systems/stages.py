@@ -30,7 +30,9 @@ from holdfast.models.load import ModelSettings, load_policy, load_tokenizer
 from holdfast.models.save import save
 from holdfast.preference.score import Scorer
 from holdfast.rollout.experience import Score
+from holdfast.stats.calibration import Platt
 from holdfast.stats.estimate import Estimate
+from holdfast.training.lagrangian import Constraint, ConstraintSettings
 from holdfast.training.sft import SftTask, imitation_rows
 
 Result = TypeVar("Result")
@@ -167,6 +169,16 @@ def scores_by_name(scorer: Scorer) -> Score:
         return {name: table[:, j] for j, name in enumerate(scorer.names)}
 
     return score
+
+
+def limit(settings: ConstraintSettings, zero: float, calibration: Platt | None) -> Constraint:
+    """The limit on a cost whose border of harm and calibration are known."""
+
+    def probability(costs: Tensor) -> Tensor:
+        assert calibration is not None
+        return torch.from_numpy(calibration.probability(costs.numpy())).float()
+
+    return Constraint(settings, zero, probability if calibration else None)
 
 
 def offset(settings: Any, seed: int) -> Any:

@@ -18,7 +18,6 @@ from holdfast.config import Settings
 from holdfast.data.schema import Pair
 from holdfast.engine.log import RunFolder
 from holdfast.engine.supervised import FitSettings
-from holdfast.losses.mixture import probability
 from holdfast.pocket.people import NAMES, taste_scores
 from holdfast.preference import baselines, personalise
 from holdfast.preference.adapt import UserStore
@@ -132,9 +131,8 @@ def _arms(settings: TrialSettings, trial: Trial, fold: str, store: UserStore) ->
         found["mixture, context read"] = personalise.routed(trial.heads, judged.in_context)
     if judged.users is not None and fold == "held_out":
         weights = torch.stack([store.log_weights(user) for user in judged.users])
-        found["mixture, the person's labels"] = personalise.right(
-            probability(trial.heads.delta(judged.plain.difference).detach(), weights)
-        )
+        delta = trial.heads.delta(judged.plain.difference).detach()
+        found["mixture, the person's labels"] = personalise.right(delta, weights)
     if judged.groups is not None and learn.groups is not None:
         experts = baselines.per_group(learn.plain, learn.groups, chosen)
         if set(judged.groups) <= experts.keys():
