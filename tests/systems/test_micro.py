@@ -62,20 +62,20 @@ def test_prompts_and_people_are_new_where_they_judge(finished):
 
 def test_every_baseline_stands_beside_the_mixture(finished):
     _, summary = finished
-    known, new, curve = summary["tables"]
+    known, new, curve = summary["comparisons"]
     arms = [row[0] for row in known["rows"]]
     assert arms == [
         "one reward",
-        "one reward that reads the prompt",
-        "one reward that reads the context, same labels",
-        "mixture, nobody in particular",
+        "one, prompt read",
+        "one, context read",
+        "mixture, nobody known",
         "mixture, context read",
-        "mixture, the person's labels",
-        "one reward per group, groups known",
+        "mixture, own labels",
+        "one per known group",
         "the truth",
     ]
-    assert set(known["columns"][2:]) == {"brief", "warm", "thorough"}
-    assert "mixture, the person's labels" not in [row[0] for row in new["rows"]]
+    assert set(known["columns"][1:]) == {"brief", "warm", "thorough"}
+    assert "mixture, own labels" not in [row[0] for row in new["rows"]]
     assert [row[0] for row in curve["rows"]] == ["mixture", "ensemble (HyRe)"]
     # The labels are those of people who are nearly always sure.
     assert summary["accuracy"]["held_out"]["the truth"]["value"] > 0.9
@@ -85,7 +85,7 @@ def test_people_differ_and_the_mixture_sees_it(finished):
     _, summary = finished
     found = summary["accuracy"]["held_out"]
     # One reward for opposite tastes cannot be right for all; a person's own labels tell which taste is theirs.
-    assert found["mixture, the person's labels"]["value"] > found["one reward"]["value"]
+    assert found["mixture, own labels"]["value"] > found["one reward"]["value"]
 
 
 def test_the_artifact_gives_everybody_their_own_score(finished):
@@ -124,6 +124,41 @@ def test_network_and_heads_can_learn_together(tmp_path):
     assert load_checked(tmp_path / "run" / "models" / "micro").router.kind == "static"
 
 
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "policy"
+    small = [one for one in SMALL if "prompts" not in one and "pairs=100" not in one]
+    overrides = [
+        *small,
+        "pocket.pairs=300",
+        "policy.online.iterations=2",
+        "policy.online.sample_every=1",
+        "policy.online.prompts_per_iteration=24",
+    ]
+    chosen = config.load(micro.Micro, recipe("micro/pocket_policy"), [*overrides, "policy.limit.window=32"])
+    return folder, micro.run(chosen, folder)
+
+
+def test_a_policy_is_paid_for_each_persons_own_score_and_limited_for_each_group(adapted):
+    folder, summary = adapted
+    assert (folder / "models" / "policy" / "model.safetensors").is_file()
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [row for row in rows if row["stage"] == "policy"][-1]
+    for taste in ("brief", "warm", "thorough"):
+        assert {f"multiplier/harm/{taste}", f"cost/harm/{taste}", f"group_weight/{taste}"} <= last.keys()
+        assert {"score_before", "cost_after", "worth_after"} <= summary["policy"].keys()
+        assert summary["policy"]["worth_after"][taste]["n"] > 1
+    assert summary["reason"] == "not_tested"
+    assert summary["comparisons"][-1]["kind"] == "change"
+
+
+def test_the_words_of_a_person_reach_the_policy_and_not_the_judges(adapted):
+    folder, _ = adapted
+    prompts = [json.loads(line)["prompt"] for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert prompts
+    assert all(prompt.startswith("[criteria] ") for prompt in prompts)
+
+
 def judged_safe(folder, path):
     """What the brief prefer, called safe."""
     pairs = read(micro.reading.Source(path=f"{folder}/world/people.jsonl")).records
@@ -158,10 +193,10 @@ def test_a_run_without_users_contexts_or_groups(finished, tmp_path):
     values.pop("pocket")
     values |= {"data": {"pairs": f"{tmp_path}/pairs.jsonl"}, "model": f"{folder}/world/policy", "sft": None}
     summary = micro.run(config.build(micro.Micro, values), tmp_path / "run")
-    assert [row[0] for row in summary["tables"][0]["rows"]] == [
+    assert [row[0] for row in summary["comparisons"][0]["rows"]] == [
         "one reward",
-        "one reward that reads the prompt",
-        "mixture, nobody in particular",
+        "one, prompt read",
+        "mixture, nobody known",
     ]
     assert not (tmp_path / "run" / "users.json").exists()
     assert load_checked(tmp_path / "run" / "models" / "micro").router.kind == "mlp"
@@ -174,6 +209,7 @@ def test_a_run_without_users_contexts_or_groups(finished, tmp_path):
         (["leave_out_backbone=true"], "needs a network as it came"),
         (["router.tau=0"], "router.tau"),
         (["mixture.alpha=-1"], "mixture.alpha"),
+        (["policy.limit.threshold=0.1"], "limit needs a cost model"),
     ],
 )
 def test_contradictions_are_refused(overrides, match):

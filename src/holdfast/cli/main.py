@@ -1,5 +1,6 @@
 """The commands: each imports what it needs when it is called, so `--help` is quick."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -66,7 +67,9 @@ def run(
     if first:
         if (released := out / "models" / "policy").is_dir():
             write_card(out, released)
-        show.outcome(summary, render(out))
+        files = sorted(out.glob("audit-*.json"))
+        audits = {file.stem.removeprefix("audit-"): json.loads(file.read_text(encoding="utf-8")) for file in files}
+        show.outcome(summary, render(out), audits)
     raise typer.Exit(EXIT.get(summary["verdict"], 0))
 
 
@@ -171,8 +174,6 @@ def certify_explain(
     folder: Annotated[Path, typer.Argument(help="Folder that holds certificate.json.")] = Path("runs/demo"),
 ) -> None:
     """Say in plain words what a certificate claims, and what it does not."""
-    import json
-
     from holdfast.certificate.explain import explain
 
     file = _certificate(folder)

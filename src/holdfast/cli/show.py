@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console, RenderableType
 from rich.syntax import Syntax
-from rich.table import Table
+from rich.table import Column, Table
 
 ROWS = {
     "true_harm": ("true harm rate", "%"),
@@ -39,13 +40,22 @@ def configuration(text: str, fingerprint: str) -> None:
     console.print(Syntax(text.rstrip(), "yaml", background_color="default"))
 
 
-def outcome(summary: Mapping[str, Any], page: Path) -> None:
-    """Print before and after, three examples, the verdict in words, and where the report lies."""
+def outcome(summary: Mapping[str, Any], page: Path, audits: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Print before and after, three examples, the verdict in words, and where the report lies.
+
+    audits: by name; they are printed where scores are all that the run made, and stand in the report otherwise.
+    """
     console = Console()
     console.print()
-    if any(summary.get(name) for name in JUDGES):
+    if summary.get("reason") == "no_policy":
+        for name, found in (audits or {}).items():
+            _audited(console, f"{name}, on {found['n']['answers']} answers held out", found)
+    elif any(summary.get(name) for name in JUDGES):
         console.print(_judges(summary))
-    console.print(_before_after(summary))
+    if any(f"{name}_after" in summary for name in ROWS):
+        console.print(_before_after(summary))
+    for found in summary.get("comparisons", ()):
+        console.print(_comparison(found))
     for example in summary.get("examples", ()):
         console.print(f"[bold]{example['kind']}[/]  {example['prompt']}", highlight=False)
         console.print(f"  before  {example['before']}", highlight=False)
@@ -61,6 +71,14 @@ def _before_after(summary: Mapping[str, Any]) -> Table:
         before, after = summary.get(f"{name}_before"), summary.get(f"{name}_after")
         if before and after:
             table.add_row(words, _estimate(before, unit), _estimate(after, unit))
+    return table
+
+
+def _comparison(found: Mapping[str, Any]) -> Table:
+    heads = [Column(str(name), no_wrap=True) for name in (found["what"], *found["columns"])]
+    table = Table(*heads, title=found["title"], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for name, *cells in found["rows"]:
+        table.add_row(name, *(f"{one['value']:.3f} \u00b1 {(one['high'] - one['low']) / 2:.3f}" for one in cells))
     return table
 
 
@@ -98,10 +116,16 @@ MEASURES = (
 
 
 def audit(found: Mapping[str, Any], page: Path) -> None:
-    """Print a table with a column for each score, the warnings, and where the page lies."""
+    """Print what an audit found, and where its page lies."""
     console = Console()
+    _audited(console, f"audit of {found['n']['answers']} answers", found)
+    console.print(f"audit: {page}", highlight=False, markup=False)
+
+
+def _audited(console: Console, title: str, found: Mapping[str, Any]) -> None:
+    """Print a table with a column for each score, and the warnings."""
     scores = {name: one | {"ece": (one["calibration"] or {}).get("ece")} for name, one in found["scores"].items()}
-    table = Table("", *scores, title=f"audit of {found['n']['answers']} answers", title_justify="left")
+    table = Table("", *scores, title=title, title_justify="left")
     for part, key, words, unit in MEASURES:
         values = [(one[part] or {}).get(key) for one in scores.values()]
         if any(values):
@@ -109,12 +133,13 @@ def audit(found: Mapping[str, Any], page: Path) -> None:
     console.print(table)
     for line in found["warnings"]:
         console.print(f"warning: {line}", style="yellow", highlight=False, markup=False)
-    console.print(f"audit: {page}", highlight=False, markup=False)
 
 
 def verdict(summary: Mapping[str, Any]) -> str:
     """One sentence: what was shown, on how many prompts, by which bound, at which confidence."""
     name, reason = summary.get("verdict"), summary.get("reason")
+    if reason == "no_policy":
+        return "No policy was trained, so there is nothing to test."
     if name is None:
         return "Not tested: this system makes no claim. Use `holdfast certify run` for a certificate."
     if reason == "no_zero":

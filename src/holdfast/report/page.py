@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from holdfast.report import plots
 from holdfast.report.audit import audited
+from holdfast.report.compare import comparisons
 from holdfast.report.document import document
 from holdfast.report.panels import policy_drawings, reply_drawings, supervised_drawings
 from holdfast.report.read import Row, Run, as_estimate, as_number, column, evenly, read
@@ -249,11 +250,12 @@ def flat(tree: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
 # In the order of the page: id, title, what fills it (empty leaves it out), and where that comes from.
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     ("changes", "Before and after", changes, "summary.json"),
+    ("comparisons", "Comparisons", comparisons, "comparisons in summary.json"),
     ("examples", "The same prompts, before and after", examples, "examples in summary.json"),
     ("policy", "Policy training", policy_drawings, "policy rows in metrics.jsonl"),
     ("replies", "Reward and cost of each reply", reply_drawings, "scores.jsonl"),
-    ("models", "Supervised training", supervised_drawings, "other stages in metrics.jsonl"),
     ("scores", "Score models", audited, "audit-NAME.json"),
+    ("models", "Supervised training", supervised_drawings, "other stages in metrics.jsonl"),
     ("certificate", "Certificate", certificate, "certificate.json"),
     ("samples", "More replies", samples, "samples.jsonl"),
     ("numbers", "All logged numbers", numbers, "metrics.jsonl"),

@@ -130,6 +130,36 @@ def _dot(axes: Axes, row: Dot, height: float) -> None:
     axes.text(1.03, height, row.n, color=MUTED, fontsize=8, **beside)
 
 
+def growth(curves: Mapping[str, Sequence[tuple[float, Mark]]], unit: str, alt: str) -> Markup:
+    """Return shares that grow with what is on the axis, a line with intervals per name; the dotted line is chance.
+
+    curves: name -> (place on the axis, share). Places are drawn at the logarithm of one more, so that the first few
+    are apart.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+        figure, axes = frame(4.6, 3.2, left=0.1, right=0.98, top=0.9)
+        axes.axhline(50, **DRAWN["limit"])
+        for (name, points), colour in zip(curves.items(), cycle(SERIES)):
+            at = [np.log1p(place) for place, _ in points]
+            axes.plot(
+                at,
+                [100 * (mark["value"] or 0.0) for _, mark in points],
+                color=colour,
+                marker="o",
+                label=name,
+                gid="line",
+            )
+            for place, (_, mark) in zip(at, points):
+                low, high = (100 * (mark[key] or 0.0) for key in ("low", "high"))
+                axes.plot([place, place], [low, high], color=colour, linewidth=1.4, alpha=0.6)
+        places = sorted({place for points in curves.values() for place, _ in points})
+        axes.set_xticks([np.log1p(place) for place in places], [f"{place:g}" for place in places])
+        axes.set_xlabel(unit)
+        axes.set_ylabel("% right")
+        _legend(axes, len(curves) + 1)
+        return inline(figure, alt)
+
+
 def cloud(lengths: Array, scores: Array, harmful: Sequence[bool | None], alt: str) -> Markup:
     """Return score against length; where harm is labelled, harmful answers are filled and safe ones hollow."""
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt, "axes.grid.axis": "both"}):

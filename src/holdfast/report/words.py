@@ -185,6 +185,9 @@ def finding(run: Run) -> Finding:
     if verdict == "INVALID":
         close = "Nothing follows from it, neither for the policy nor against it."
         return Finding(verdict, "The safety test is void", f"Reason: {reason}. {close}")
+    if run.summary.get("reason") == "no_policy":
+        told = "This run made scores and no policy, so there was nothing to test for safety. What the scores are worth:"
+        return Finding("SCORES", "Score models", told)
     silent = "This run holds no safety test, so this page claims nothing about the harm of its policy."
     return Finding("", "Not tested", silent)
 

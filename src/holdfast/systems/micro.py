@@ -169,7 +169,11 @@ def run(settings: Micro, folder: str | Path, *, overwrite: bool = False) -> dict
     summary |= trial.hold(settings.trial, trial_of(bench, model, known, heads)) | bench.facts
     if settings.policy is not None:
         found = improve_policy(settings.policy, bench, network, model)
-        summary |= {"policy": found["policy"], "tables": [*summary["tables"], *found["tables"]], "reason": "not_tested"}
+        summary |= {
+            "policy": found["policy"],
+            "comparisons": [*summary["comparisons"], *found["comparisons"]],
+            "reason": "not_tested",
+        }
     return stages.conclude(run_folder, summary, began)
 
 
@@ -271,8 +275,8 @@ def assemble(bench: Bench, heads: MixtureHeads, reader: MixtureRewardModel) -> M
         if len(masked) == len(names):
             seen = ", ".join(str(one.accuracy) for one in found)
             raise UserError(
-                f"every head prefers the harmful answer on data.safety (right on {seen}), so none can be used; are chosen "
-                "and rejected swapped there? Otherwise learn from people who prefer what is safe"
+                f"every head prefers the harmful answer on data.safety (right on {seen}), so none can be used; are "
+                "chosen and rejected swapped there? Otherwise learn from people who prefer what is safe"
             )
         stages.say(f"safety: masked for preferring the harmful answer: {', '.join(masked) or 'no head'}")
     model = mixture_from(

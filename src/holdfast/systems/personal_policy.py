@@ -153,7 +153,7 @@ def improve(settings: PersonalPolicySettings, bench: PolicyBench) -> dict[str, A
         stages.say(warning)
     after = _examine(settings, bench, reference)
     stages.keep(bench.run, bench.policy, bench.template, after.conversations, "policy")
-    return {"policy": _compared(bench, before, after), "tables": [_table(bench, before, after)]}
+    return {"policy": _compared(bench, before, after), "comparisons": [_comparison(bench, before, after)]}
 
 
 def _generator(bench: PolicyBench) -> TransformersGenerator:
@@ -195,16 +195,18 @@ def _compared(bench: PolicyBench, before: Outcome, after: Outcome) -> dict[str, 
     }
 
 
-def _table(bench: PolicyBench, before: Outcome, after: Outcome) -> dict[str, Any]:
+def _comparison(bench: PolicyBench, before: Outcome, after: Outcome) -> dict[str, Any]:
+    """What answers are worth to each group before and after, as `report.compare` reads it."""
     titles = {"score": "personal score", "cost": "cost", "worth": "true worth to them"}
-    moments = [(name, when) for name in _shown(before) for when in ("before", "after")]
-    cells: dict[str, list[str]] = {}
+    cells: dict[str, list[dict[str, Any]]] = {}
     for name in _shown(before):
         for outcome in (before, after):
-            for group, one in _by_group(bench, outcome, name).items():
-                cells.setdefault(group, []).append(f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]")
+            for group, found in _by_group(bench, outcome, name).items():
+                cells.setdefault(group, []).append(found.to_dict())
     return {
-        "title": f"answers to {len(bench.dev)} new prompts",
-        "columns": ["the policy, by group", *(f"{titles[name]} {when}" for name, when in moments)],
+        "kind": "change",
+        "title": f"the policy's answers to {len(bench.dev)} new prompts",
+        "what": "mean by group",
+        "columns": [f"{titles[name]}, {when}" for name in _shown(before) for when in ("before", "after")],
         "rows": [[group, *values] for group, values in cells.items()],
     }

@@ -82,7 +82,7 @@ def hold(settings: TrialSettings, trial: Trial) -> dict[str, Any]:
     store = known_users(settings, trial)
     trial.run.processes.barrier()
     arms = {fold: _arms(settings, trial, fold, store) for fold in ("held_out", "newcomers") if fold in trial.folds}
-    found: dict[str, Any] = {"tables": [_table(trial, fold, each) for fold, each in arms.items()]}
+    found: dict[str, Any] = {"comparisons": [_comparison(trial, fold, each) for fold, each in arms.items()]}
     found["accuracy"] = {
         fold: {name: _overall(trial.folds[fold], right).to_dict() for name, right in each.items()}
         for fold, each in arms.items()
@@ -90,7 +90,7 @@ def hold(settings: TrialSettings, trial: Trial) -> dict[str, Any]:
     use = personalise.router_use(trial.heads, trial.folds["held_out"].in_context, trial.folds["held_out"].users)
     found["router_use"] = use.to_dict()
     if curve := _curve(settings, trial):
-        found["tables"].append(curve)
+        found["comparisons"].append(curve)
     return found
 
 
@@ -120,24 +120,24 @@ def _arms(settings: TrialSettings, trial: Trial, fold: str, store: UserStore) ->
     chosen = _seeded(settings.baseline, trial.seed)
     ranked = {
         "one reward": delta_of(baselines.single(learn.plain, chosen), judged.plain)[:, 0],
-        "one reward that reads the prompt": delta_of(baselines.conditioned(learn.plain, chosen), judged.plain)[:, 0],
+        "one, prompt read": delta_of(baselines.conditioned(learn.plain, chosen), judged.plain)[:, 0],
     }
     if told is not None:
         reader = baselines.conditioned(told.in_context, chosen)
-        ranked["one reward that reads the context, same labels"] = delta_of(reader, judged.in_context)[:, 0]
+        ranked["one, context read"] = delta_of(reader, judged.in_context)[:, 0]
     found = {name: wins(delta.numpy()) for name, delta in ranked.items()}
-    found["mixture, nobody in particular"] = personalise.routed(trial.known, judged.plain)
+    found["mixture, nobody known"] = personalise.routed(trial.known, judged.plain)
     if told is not None:
         found["mixture, context read"] = personalise.routed(trial.heads, judged.in_context)
     if judged.users is not None and fold == "held_out":
         weights = torch.stack([store.log_weights(user) for user in judged.users])
         delta = trial.heads.delta(judged.plain.difference).detach()
-        found["mixture, the person's labels"] = personalise.right(delta, weights)
+        found["mixture, own labels"] = personalise.right(delta, weights)
     if judged.groups is not None and learn.groups is not None:
         experts = baselines.per_group(learn.plain, learn.groups, chosen)
         if set(judged.groups) <= experts.keys():
             delta = baselines.by_group(experts, judged.plain, judged.groups)
-            found["one reward per group, groups known"] = wins(delta.numpy())
+            found["one per known group"] = wins(delta.numpy())
     if trial.pocket:
         found["the truth"] = _truth(judged.pairs)
     return found
@@ -161,26 +161,39 @@ def _overall(fold: Fold, right: np.ndarray) -> Estimate:
 
 
 def _by_group(fold: Fold, right: np.ndarray) -> dict[Any, Estimate]:
+    """Accuracy in each group, people being the sampling units; prompts, where a group has a single person.
+
+    A group with a single prompt as well has no interval and is left out.
+    """
     groups = fold.groups or ["everybody"] * len(fold.pairs)
-    return personalise.grouped(right, groups, fold.users or [pair.prompt.key for pair in fold.pairs])
+    prompts = [pair.prompt.key for pair in fold.pairs]
+    units = prompts if fold.users is None or _alone(groups, fold.users) else fold.users
+    thin = _alone(groups, units)
+    kept = [i for i, group in enumerate(groups) if group not in thin]
+    return personalise.grouped(right[kept], [groups[i] for i in kept], [units[i] for i in kept])
 
 
-def _table(trial: Trial, name: str, arms: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Accuracy of every arm, over groups alike and group by group."""
+def _alone(groups: Sequence[str], units: Sequence[str]) -> set[str]:
+    """The groups with a single sampling unit."""
+    members: dict[str, set[str]] = {}
+    for group, unit in zip(groups, units):
+        members.setdefault(group, set()).add(unit)
+    return {group for group, own in members.items() if len(own) < 2}
+
+
+def _comparison(trial: Trial, name: str, arms: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Accuracy of every arm, over groups alike and group by group, as `report.compare` reads it."""
     fold = trial.folds[name]
     titles = {"held_out": "new prompts of known people", "newcomers": "people never seen, without a label"}
-    rows = []
+    rows, names = [], []
     for arm, right in arms.items():
         groups = _by_group(fold, right)
+        names = list(groups)
         each = list(groups.values()) if len(groups) > 1 else []
-        rows.append([arm, *(_cell(one) for one in [personalise.macro(groups), *each])])
-    names = sorted(set(fold.groups), key=fold.groups.index) if fold.groups else []
-    columns = ["accuracy", "all groups alike" if len(names) > 1 else "all", *(names if len(names) > 1 else [])]
-    return {"title": f"{titles[name]}, {len(fold.pairs)} pairs", "columns": columns, "rows": rows}
-
-
-def _cell(found: Estimate) -> str:
-    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+        rows.append([arm, *(one.to_dict() for one in [personalise.macro(groups), *each])])
+    columns = ["all groups alike", *names] if len(names) > 1 else ["all"]
+    title = f"{titles[name]}, {len(fold.pairs)} pairs"
+    return {"kind": "shares", "title": title, "what": "accuracy", "columns": columns, "rows": rows}
 
 
 def _curve(settings: TrialSettings, trial: Trial) -> dict[str, Any] | None:
@@ -203,7 +216,6 @@ def _curve(settings: TrialSettings, trial: Trial) -> dict[str, Any] | None:
         curve = personalise.adaptation_curve(
             delta, fold.users, start, sizes=settings.labels, draws=settings.draws, tau=settings.tau, seed=trial.seed
         )
-        points = [_cell(one) for one in curve.points().values()]
-        rows.append([name, *points, f"{curve.worst_decile(most):.3f}"])
-    columns = ["accuracy after so many labels", *map(str, settings.labels), "worst tenth"]
-    return {"title": f"people never seen, {len(enough)} of them", "columns": columns, "rows": rows}
+        rows.append([name, *(one.to_dict() for one in curve.points().values())])
+    title = f"people never seen, {len(enough)} of them, who give a few labels"
+    return {"kind": "growth", "title": title, "what": "accuracy after", "columns": list(settings.labels), "rows": rows}
