@@ -66,7 +66,7 @@ MUTANTS = [
         ("precise(grade) * precise(cost)", "precise(grade).sign() * precise(cost)"),
         ("        grade = grade.where(mask, 0)\n", "        pass\n"),
         ("if not (known.abs() == 1).all():", "if False:"),
-        ("    same_shape(chosen=chosen, rejected=rejected)\n", ""),
+        ("    same_shape(chosen=chosen, rejected=rejected)\n    distance", "    distance"),
         ("    same_shape(cost=cost, grade=grade)\n", ""),
         ("for score in scores]).square()", "for score in scores]).abs()"),
     ),

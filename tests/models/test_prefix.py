@@ -4,8 +4,6 @@ import pytest
 import torch
 from transformers import (
     FalconConfig,
-    FalconH1Config,
-    FalconH1Model,
     FalconModel,
     GPT2Config,
     GPT2Model,
@@ -210,8 +208,9 @@ def test_families_that_cannot_share():
     assert not can_share(FalconModel(FalconConfig(alibi=True, **heads)), 8)
     assert can_share(FalconModel(FalconConfig(alibi=False, **heads)), 8)
     assert not can_share(MambaModel(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1)), 8)
-    recurrent = {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_d_state": 4}
-    assert not can_share(FalconH1Model(FalconH1Config(**SMALL, **HEADS, **recurrent)), 8)
+    recurrent = build("llama")
+    recurrent._is_stateful = True
+    assert not can_share(recurrent, 8)
     window = MistralModel(MistralConfig(**SMALL, **HEADS, sliding_window=8))
     assert can_share(window, 8)
     assert not can_share(window, 9)

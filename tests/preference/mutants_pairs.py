@@ -25,7 +25,7 @@ MUTANTS = [
     (PAIRS, "self.first.length + self.second.length - common", "self.first.length + self.second.length", TEST_PAIRS),
     (PAIRS, "return 2 * max(self.first.length", "return max(self.first.length", TEST_PAIRS),
     (PAIRS, "replace(row, shared=shared)", "replace(row, shared=True)", TEST_PAIRS),
-    (PAIRS, "margin=pair.margin or 0.0", "margin=0.0", TEST_PAIRS),
+    (PAIRS, "winner, loser, margin=pair.margin or 0.0", "winner, loser, margin=0.0", TEST_PAIRS),
     (PAIRS, "margin=torch.tensor([row.margin for", "margin=torch.tensor([0.0 for", TEST_PAIRS),
     (TASKS, "PairForward(model, share_prompt)", 'PairForward(model, "off")', TEST_PAIRS),
 ]

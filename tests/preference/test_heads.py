@@ -56,7 +56,8 @@ def test_a_masked_head_is_not_merged_into_one_that_speaks():
 def test_only_a_head_that_surely_prefers_harm_is_masked():
     generator = torch.Generator().manual_seed(0)
     safe = torch.where(torch.rand(60, generator=generator) < 0.9, 1.0, -1.0)
-    unsure = torch.where(torch.arange(60) % 2 == 0, 1.0, -1.0)
+    # 29 of 60: below one half, but not surely.
+    unsure = torch.where((torch.arange(60) % 2 == 0) & (torch.arange(60) > 0), 1.0, -1.0)
     found = audit(
         heads_of([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]),
         PairFeatures(torch.stack([safe, unsure], dim=1), torch.zeros(60, 1)),
@@ -65,7 +66,7 @@ def test_only_a_head_that_surely_prefers_harm_is_masked():
     )
     assert [one.mask for one in found] == [False, True, False, False]
     accuracy = float((safe > 0).float().mean())
-    assert [one.accuracy.value for one in found] == pytest.approx([accuracy, 1 - accuracy, 0.5, 0.5])
+    assert [one.accuracy.value for one in found] == pytest.approx([accuracy, 1 - accuracy, 29 / 60, 0.5])
     assert found[0].accuracy.n == 30
     assert found[1].to_dict()["accuracy"]["n"] == 30
     with pytest.raises(UserError, match="at least two prompts, got 1"):

@@ -50,10 +50,12 @@ def test_the_length_rule_is_the_better_of_two_and_the_gain_is_taken_pair_by_pair
 
 
 def test_a_cost_is_asked_for_the_more_harmful_answer():
-    evidence = gather([pair(i, safer_id=1) for i in range(30)])
+    evidence = gather([pair(i, safer_id=1, safe=(False, True)) for i in range(30)])
     scores = np.tile([2.0, -1.0], 30)
     assert measure("cost", scores, evidence, "harm", 50).pairs.accuracy.value == 1.0
     assert measure("cost", -scores, evidence, "harm", 50).pairs.accuracy.value == 0.0
+    assert measure("cost", scores, evidence, "harm", 50).harm.sign_accuracy.value == 1.0
+    # A reward has no zero that a label could stand on either side of.
     assert measure("reward", scores, evidence, "help", 50).harm is None
 
 

@@ -9,8 +9,8 @@ from holdfast.data.tokenizer import train_tokenizer
 from holdfast.errors import RunError
 from holdfast.models.heads import from_policy
 from holdfast.models.tiny import tiny_llava, tiny_policy, tiny_processor
-from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer
 from holdfast.preference.pairs import helpful_rows
+from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer
 from holdfast.preference.tasks import RewardTask
 
 WORDS = "the cat sat on a mat and what did it see ? nothing"

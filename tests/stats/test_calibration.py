@@ -147,8 +147,17 @@ def test_intervals_of_errors_hold_the_truth_more_often_than_plain_percentiles():
     assert held["turned"] >= 50
 
 
+def test_an_error_of_zero_stays_inside_its_interval():
+    # Every draw errs by more than the data, so the turned interval would end below zero.
+    p = np.repeat([0.25, 0.55, 0.75], 40)
+    y = np.concatenate([np.arange(40) < 40 * share for share in (0.25, 0.55, 0.75)]).astype(int)
+    found = calibration_error(p, y)
+    assert found.value == pytest.approx(0.0, abs=1e-12)
+    assert found.low <= found.value <= found.high
+
+
 def test_bins_count_clusters_where_they_are_given():
-    p, y, prompts = [0.25, 0.25, 0.25, 0.75], [1, 1, 0, 1], ["a", "a", "b", "b"]
+    p, y, prompts = [0.75, 0.25, 0.25, 0.25], [1, 1, 1, 0], ["b", "a", "a", "b"]
     low, high = reliability(p, y, bins=2, clusters=prompts)
     assert low.observed == proportion([1, 1, 0], ["a", "a", "b"])
     assert (low.observed.value, low.observed.n, high.observed.n) == (0.5, 2, 1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from holdfast.models.policy import backbone, unwrapped
 
@@ -122,5 +123,5 @@ def can_share(model: nn.Module, longest: int) -> bool:
     )
 
 
-def _text_config(model: nn.Module):
+def _text_config(model: nn.Module) -> PreTrainedConfig:
     return unwrapped(model).config.get_text_config()

@@ -41,7 +41,8 @@ class AttributeSettings(Settings):
     delta: float = Field(0.1, gt=0)
     """Where huber turns from a parabola into a line, on the scale from 0 to 1."""
     preference: float = Field(1.0, ge=0)
-    """Weight of the comparisons, in a model with a score called `preference`, against the ratings."""
+    """Weight of the comparisons, in a model with a score called `preference`, against the ratings. The squared error of
+    ratings on [0, 1] is some ten times smaller than the loss of comparisons; 0.1 makes them equals."""
 
     @property
     def link(self) -> Link:

@@ -30,8 +30,6 @@ from holdfast.models.router import Router, RouterKind
 from holdfast.preference.features import FeatureBatch, FeatureTask, PairFeatures, fit_or_scratch
 from holdfast.preference.pairs import PairBatch, PairRow, collate_pairs
 
-__all__ = ["PairFeatures", "MixtureHeads", "MixtureSettings", "MixtureTask", "LiveMixtureTask", "train_heads"]
-
 SMALL_FIT = FitSettings(
     epochs=20, batch_size=128, optimiser=OptimiserSettings(learning_rate=2e-3, warmup_ratio=0.05, schedule="cosine")
 )
@@ -147,11 +145,12 @@ def mixture_metrics(delta: Tensor, log_weights: Tensor, session: Tensor | None) 
     """`nll` and `accuracy` per pair, and `spread`, the entropy of the weights per row as a share of log K."""
     own = log_weights if session is None else log_weights[session]
     likely = losses.probability(delta, own)
-    entropy = losses.negative_entropy(log_weights)
+    entropy = torch.special.entr(log_weights.exp()).sum(-1)
     return {
         "nll": losses.mixture_nll(delta, log_weights, session),
         "accuracy": over((likely > 0.5).float() + 0.5 * (likely == 0.5).float()),
-        "spread": Sum(-entropy.total / math.log(max(delta.shape[1], 2)), entropy.count),
+        # One head alone has no entropy, and log 1 is no scale.
+        "spread": over(entropy / math.log(max(delta.shape[1], 2))),
     }
 
 

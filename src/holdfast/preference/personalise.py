@@ -217,7 +217,7 @@ def router_use(heads: MixtureHeads, features: PairFeatures, users: Sequence[Hash
     """Spread 1 says that the router decides nothing, 0 that it is always certain; a share of 0 is an idle head."""
     delta, log_weights = heads.delta(features.difference), heads.log_weights(features.router)
     weights = log_weights.exp()
-    spread = torch.special.entr(weights).sum(-1) / math.log(weights.shape[1])
+    spread = torch.special.entr(weights).sum(-1) / math.log(max(weights.shape[1], 2))
     shares = responsibilities(delta, log_weights).cpu().numpy()
     off = correlation(delta) - 2 * torch.eye(delta.shape[1], device=delta.device)
     # Rounding may step over the ends.

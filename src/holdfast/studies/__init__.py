@@ -1,3 +1,3 @@
 """One central claim per file, tested with the criterion written down first."""
 
-STUDIES = ("hc_rlhf", "micro", "micro_hh")
+STUDIES = ("attributes", "hc_rlhf", "micro", "micro_hh")

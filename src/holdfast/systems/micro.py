@@ -1,7 +1,7 @@
 """MiCRo: one reward model for people who disagree, from plain pairs and a few labels of each person or context.
 
-Shen et al., "MiCRo: Mixture Modeling and Context-aware Routing for Personalized Preference Learning", arXiv
-2505.24846 (2025). K Bradley-Terry heads on one backbone and a router that weighs them.
+Shen et al., "MiCRo: Mixture Modeling and Context-aware Routing for Personalized Preference Learning",
+arXiv 2505.24846 (2025). K Bradley-Terry heads on one backbone and a router that weighs them.
 
 Equation map:
 
@@ -12,7 +12,7 @@ Equation map:
 * Hedge target softmax(log omega - L / tau) (eq. 5)                     `losses.mixture.hedge_target`
 * router fitted to the target (algorithm 1)                             `losses.mixture.router_cross_entropy`
 * weights after m labels of a new person                                `losses.mixture.posterior`
-* one score per answer, tournament, worst group                         `preference.aggregate`
+* one score per answer, tournament, worst group                         `preference.aggregate.tournament`, `worst_group`
 
 Departures, each with its reason:
 
