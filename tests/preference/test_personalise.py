@@ -102,6 +102,13 @@ def test_a_curve_is_that_of_a_slow_double_loop():
         assert found.accuracy[row] == pytest.approx(exact, abs=0.075)
 
 
+def test_a_label_is_never_asked_again():
+    # Each head is right about one pair alone, so whoever has labelled a pair is wrong about all the others.
+    deltas = torch.full((4, 4), -5.0).fill_diagonal_(5.0)
+    found = adaptation_curve(deltas.repeat(2, 1), ["ann"] * 4 + ["bob"] * 4, torch.zeros(4).log_softmax(0), sizes=(1,))
+    assert found.accuracy.tolist() == [[0.0], [0.0]]
+
+
 def test_more_labels_help_when_the_heads_are_right():
     sign = torch.where(torch.arange(40) % 2 == 0, 1.0, -1.0)
     deltas, users = [], []
