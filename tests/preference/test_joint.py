@@ -42,7 +42,7 @@ LABELS = [
     {"helpful_id": 1},
     {"safer_id": 1},
     {"safe": (None, False), "severity": (None, 1), "harmless_rate": (None, -1)},
-    {"helpful_id": 1, "safe": (True, None), "severity": (0, None), "harmless_rate": (0, None)},
+    {"helpful_id": 1, "safe": (True, None), "severity": (0, None), "harmless_rate": (0, None), "margin": 2.0},
     {},
 ]
 

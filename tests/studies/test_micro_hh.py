@@ -9,9 +9,10 @@ import torch
 
 from holdfast.errors import UserError
 from holdfast.preference.features import PairFeatures
+from holdfast.preference.mixture import train_heads
 from holdfast.stats.estimate import per_cluster
-from holdfast.studies import hh, micro_hh
-from holdfast.studies.micro_hh_fold import Fold, Plan, Tally, World, folds, turned
+from holdfast.studies import hh, micro_hh, micro_hh_fold
+from holdfast.studies.micro_hh_fold import Fold, Plan, Tally, World, folds, shortened, turned
 
 PLAN = Plan(
     folds=2,
@@ -125,6 +126,27 @@ def test_turning_labels_turns_answers():
     features = PairFeatures(torch.tensor([[2.0], [3.0]]), torch.ones(2, 1))
     assert turned(features, -1.0).difference.tolist() == [[-2.0], [-3.0]]
     assert turned(features, np.array([1.0, -1.0])).difference.tolist() == [[2.0], [-3.0]]
+
+
+def test_prompts_are_read_along_axes_from_their_centre():
+    features = PairFeatures(torch.ones(1, 1), torch.tensor([[3.0, 5.0]]))
+    centre, axes = torch.tensor([1.0, 2.0]), torch.tensor([[1.0], [10.0]])
+    assert shortened(features, centre, axes).router.tolist() == [[32.0]]
+    assert shortened(features, None, None) is features
+
+
+def test_hidden_users_are_learned_from_pairs_and_from_sessions(monkeypatch):
+    seen = []
+
+    def watched(features, settings):
+        seen.append((settings.session, settings.router, features.session.bincount().tolist()))
+        return train_heads(features, settings)
+
+    monkeypatch.setattr(micro_hh_fold, "train_heads", watched)
+    world = opposed(80)
+    fold_of(world, Tally(80)).hidden(1e-2)
+    users = [PLAN.user_pairs] * 4
+    assert seen == [("pair", "static", users), ("auto", "static", users)]
 
 
 def test_a_tally_averages_over_the_times_a_pair_was_asked():

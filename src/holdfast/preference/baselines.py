@@ -19,6 +19,7 @@ from holdfast.engine.supervised import FitSettings
 from holdfast.errors import UserError
 from holdfast.losses.preference import bradley_terry
 from holdfast.losses.reduce import Sum, over
+from holdfast.preference.aggregate import rows_of
 from holdfast.preference.features import FeatureBatch, FeatureTask, PairFeatures, fit_or_scratch
 from holdfast.preference.mixture import SMALL_FIT
 
@@ -137,7 +138,7 @@ def per_group(
     """
     settings = settings or BaselineSettings()
     found: dict[Hashable, LinearScores] = {}
-    for number, (group, places) in enumerate(places_of(groups).items()):
+    for number, (group, places) in enumerate(rows_of(groups).items()):
         if budget is not None:
             if len(places) < budget:
                 raise UserError(f"group {group!r} has {len(places)} pairs, fewer than the budget of {budget} labels")
@@ -156,18 +157,6 @@ def delta_of(model: nn.Module, features: PairFeatures) -> Tensor:
 def by_group(models: Mapping[Hashable, nn.Module], features: PairFeatures, groups: Sequence[Hashable]) -> Tensor:
     """(N,) chosen minus rejected, each pair scored by the model of its own group."""
     result = torch.empty(len(features))
-    for group, places in places_of(groups).items():
+    for group, places in rows_of(groups).items():
         result[places] = delta_of(models[group], features.take(places))[:, 0]
     return result
-
-
-def places_of(groups: Sequence[Hashable]) -> dict[Hashable, list[int]]:
-    """Where each group stands, groups in order of appearance.
-
-    >>> places_of(["a", "b", "a"])
-    {'a': [0, 2], 'b': [1]}
-    """
-    places: dict[Hashable, list[int]] = {}
-    for place, group in enumerate(groups):
-        places.setdefault(group, []).append(place)
-    return places

@@ -19,7 +19,7 @@ from holdfast.errors import UserError
 from holdfast.losses.mixture import responsibilities
 from holdfast.losses.reduce import precise
 from holdfast.preference.adapt import adapt
-from holdfast.preference.baselines import places_of
+from holdfast.preference.aggregate import rows_of
 from holdfast.preference.check import wins
 from holdfast.preference.features import PairFeatures
 from holdfast.preference.heads import correlation
@@ -78,7 +78,7 @@ def grouped(
     """
     numbers = np.asarray(values, dtype=np.float64)
     found = {}
-    for group, places in places_of(groups).items():
+    for group, places in rows_of(groups).items():
         clusters = None if users is None else [users[i] for i in places]
         if len(places if clusters is None else set(clusters)) < 2:
             raise UserError(f"group {group!r} has a single {'pair' if users is None else 'user'}; add some or drop it")
@@ -161,7 +161,7 @@ def adaptation_curve(
     Raises `UserError` when fewer than two people have enough pairs.
     """
     most = max(sizes)
-    places = places_of(users)
+    places = rows_of(users)
     usable = {user: own for user, own in places.items() if len(own) > most}
     if len(usable) < 2:
         raise UserError(f"{len(usable)} people have more than {most} pairs; lower the sizes or bring more labels")
@@ -181,7 +181,7 @@ def reversal(correct: ArrayLike, pair_ids: Sequence[Hashable]) -> Estimate:
     correct: (N,) 1, 1/2 or 0; pair_ids: (N,). Raises `UserError` for an id that does not occur exactly twice.
     """
     numbers = np.asarray(correct, dtype=np.float64)
-    places = places_of(pair_ids)
+    places = rows_of(pair_ids)
     odd = [pair for pair, found in places.items() if len(found) != 2]
     if odd:
         raise UserError(f"{len(odd)} pairs do not occur exactly twice, such as {odd[0]!r}; both directions are needed")

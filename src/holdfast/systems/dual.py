@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field
 from torch import nn
 
-from holdfast.config import Settings
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Template
 from holdfast.engine.log import RunFolder
 from holdfast.engine.seeds import seed_everything
-from holdfast.engine.supervised import FitSettings
 from holdfast.errors import UserError
 from holdfast.evaluate.policy import TRUTH, Exam, Outcome, examine
 from holdfast.models.adapters import AdapterSettings, with_adapter
@@ -31,23 +28,11 @@ from holdfast.systems.scores import CostStage, RewardStage, Shop, Zero, train_co
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
 
 
-class DualSettings(Settings):
+class DualSettings(stages.RunSettings):
     """Settings that every system with a reward and a cost model has."""
 
-    seed: int = Field(0, ge=0)
-    """Moves the seed of every stage."""
-    pocket: world.WorldSettings | None = None
-    """Make a pocket world and learn in it; the truth about it is reported beside the learned scores."""
     data: reading.DataSection | None = None
     """The data; a text alone is the path of the pairs. With `pocket` it is the world."""
-    model: stages.Model | None = None
-    """The policy to start from; a text alone is a hub name or a folder. With `pocket` it is the world's."""
-    tokenizer: stages.TokenizerSettings | None = None
-    """Train a tokenizer on the data, for a model that is built from a configuration."""
-    text: stages.TextSection = stages.TextSection()
-    """How text becomes tokens."""
-    sft: FitSettings | None = None
-    """Imitate the conversations first; null starts from the model as it is."""
     reward: RewardStage | None = RewardStage()
     """The reward model; null when no pair says what is helpful: the policy then only keeps the limit and stays
     as close to its start as it can."""
@@ -57,8 +42,6 @@ class DualSettings(Settings):
     """The limit the policy has to keep."""
     rollout: RolloutSettings = RolloutSettings()
     """How answers are sampled, in training and in the safety test alike."""
-    trackers: tuple[str, ...] = ()
-    """Experiment trackers beside metrics.jsonl: wandb, tensorboard, trackio, ..."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from holdfast.config import Settings
 from holdfast.data.context import CONTEXT, with_context
 from holdfast.data.schema import Pair
 from holdfast.data.template import Template
@@ -66,25 +65,13 @@ from holdfast.systems.trial import TrialSettings
 from holdfast.training.lagrangian import Constraint
 
 
-class Micro(Settings):
+class Micro(stages.RunSettings):
     """Everything a run of MiCRo can be told."""
 
     system: Literal["micro"] = "micro"
     """Which system this recipe is for."""
-    seed: int = Field(0, ge=0)
-    """Moves the seed of every stage."""
-    pocket: world.WorldSettings | None = None
-    """Make a pocket world with people of different tastes and learn in it."""
     data: CrowdData | None = None
     """The data; a text alone is the path of the pairs. With `pocket` it is the world."""
-    model: stages.Model | None = None
-    """The network to start from; a text alone is a hub name or a folder. With `pocket` it is the world's."""
-    tokenizer: stages.TokenizerSettings | None = None
-    """Train a tokenizer on the data, for a model that is built from a configuration."""
-    text: stages.TextSection = stages.TextSection()
-    """How text becomes tokens."""
-    sft: FitSettings | None = None
-    """Imitate conversations first; null starts from the network as it is."""
     warm_up: scores.RewardStage | None = None
     """Train the network as one reward model for everybody first; its features then know what is compared."""
     context_template: str = CONTEXT
@@ -106,8 +93,6 @@ class Micro(Settings):
     """How the model is judged on people it has not seen."""
     policy: PersonalPolicySettings | None = None
     """Improve the network by the personal score, so that it answers people as they like it; null trains no policy."""
-    trackers: tuple[str, ...] = ()
-    """Experiment trackers beside metrics.jsonl: wandb, tensorboard, trackio, ..."""
 
     @model_validator(mode="after")
     def _untouched(self) -> Self:

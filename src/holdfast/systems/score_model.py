@@ -32,12 +32,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 from torch import nn
 
-from holdfast.config import Settings
 from holdfast.data.schema import Conversation, DualPair, Labelled, Rated
 from holdfast.data.split import keys, pools
 from holdfast.engine.log import RunFolder
 from holdfast.engine.seeds import seed_everything
-from holdfast.engine.supervised import FitSettings
 from holdfast.errors import UserError
 from holdfast.models.heads import ScoreModel, freeze_backbone, from_policy, with_score_adapter
 from holdfast.pocket import world
@@ -63,25 +61,13 @@ class ScoreData(reading.Shorthand):
     """Changes which prompts are held out."""
 
 
-class ScoreModelSettings(Settings):
+class ScoreModelSettings(stages.RunSettings):
     """Everything a run that trains score models can be told."""
 
     system: Literal["score_model"] = "score_model"
     """Which system this recipe is for."""
-    seed: int = Field(0, ge=0)
-    """Moves the seed of every stage."""
-    pocket: world.WorldSettings | None = None
-    """Make a pocket world and learn in it."""
     data: ScoreData | None = None
     """The data; a text alone is the path of the pairs. With `pocket` it is the world."""
-    model: stages.Model | None = None
-    """The network to start from; a text alone is a hub name or a folder. With `pocket` it is the world's."""
-    tokenizer: stages.TokenizerSettings | None = None
-    """Train a tokenizer on the data, for a model that is built from a configuration."""
-    text: stages.TextSection = stages.TextSection()
-    """How text becomes tokens."""
-    sft: FitSettings | None = None
-    """Imitate conversations first; null starts from the network as it is."""
     train: Literal["all", "head"] = "all"
     """All weights (with `model.adapter`: the adapter and the head), or the head alone on a frozen network."""
     joint: bool = False
@@ -92,8 +78,6 @@ class ScoreModelSettings(Settings):
     """The cost model; null trains none."""
     attributes: scores.AttributeStage | None = None
     """The attribute model; null trains none."""
-    trackers: tuple[str, ...] = ()
-    """Experiment trackers beside metrics.jsonl: wandb, tensorboard, trackio, ..."""
 
     @model_validator(mode="after")
     def _something(self) -> "ScoreModelSettings":

@@ -28,6 +28,7 @@ from holdfast.errors import UserError
 from holdfast.models.adapters import reference as adapters_off
 from holdfast.models.load import ModelSettings, load_policy, load_tokenizer
 from holdfast.models.save import save
+from holdfast.pocket import world
 from holdfast.preference.score import Scorer
 from holdfast.rollout.experience import Score
 from holdfast.stats.calibration import Platt
@@ -67,6 +68,25 @@ class TextSection(Settings):
     """`auto` (the tokenizer's own), `plain`, `chatml`, or the path of a Jinja file."""
     system: str | None = None
     """System message for conversations without one."""
+
+
+class RunSettings(Settings):
+    """What every system that trains something can be told."""
+
+    seed: int = Field(0, ge=0)
+    """Moves the seed of every stage."""
+    pocket: world.WorldSettings | None = None
+    """Make a pocket world and learn in it; where the truth is of use it is reported beside what was learned."""
+    model: Model | None = None
+    """The network to start from; a text alone is a hub name or a folder. With `pocket` it is the world's."""
+    tokenizer: TokenizerSettings | None = None
+    """Train a tokenizer on the data, for a model that is built from a configuration."""
+    text: TextSection = TextSection()
+    """How text becomes tokens."""
+    sft: FitSettings | None = None
+    """Imitate conversations first; null starts from the network as it is."""
+    trackers: tuple[str, ...] = ()
+    """Experiment trackers beside metrics.jsonl: wandb, tensorboard, trackio, ..."""
 
 
 def say(text: str) -> None:

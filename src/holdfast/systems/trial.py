@@ -21,6 +21,7 @@ from holdfast.engine.supervised import FitSettings
 from holdfast.pocket.people import NAMES, taste_scores
 from holdfast.preference import baselines, personalise
 from holdfast.preference.adapt import UserStore
+from holdfast.preference.aggregate import rows_of
 from holdfast.preference.baselines import BaselineSettings, delta_of
 from holdfast.preference.check import wins
 from holdfast.preference.features import PairFeatures
@@ -100,7 +101,7 @@ def known_users(settings: TrialSettings, trial: Trial) -> UserStore:
     store = UserStore(trial.names, prior(trial.known, learn.plain))
     if learn.users is not None:
         delta = trial.heads.delta(learn.plain.difference).detach()
-        for user, places in baselines.places_of(learn.users).items():
+        for user, places in rows_of(learn.users).items():
             if user:
                 store.learn(str(user), delta[places], settings.tau)
         if trial.run.processes.is_main:
