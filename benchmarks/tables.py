@@ -22,9 +22,9 @@ def section(name: str) -> str:
     """The table of a study and whether each of its criteria holds."""
     result = json.loads((ROOT / "benchmarks" / "studies" / f"{name}.json").read_text(encoding="utf-8"))
     table = importlib.import_module(f"holdfast.studies.{name}").table(result)
-    lines = ["| criterion | holds | share of runs | needed |", "|---|---|---|---|"]
+    lines = ["| criterion | holds | measured | needed |", "|---|---|---|---|"]
     for one in result["criteria"]:
-        found = f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}] n={one['n']}" if one["n"] else "no run"
+        found = f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}] n={one['n']}" if one["n"] else "no run"
         lines.append(f"| {one['name']} | {'yes' if one['holds'] else 'NO'} | {found} | {one.get('needed', '')} |")
     return "\n" + table + "\n\n" + "\n".join(lines) + "\n\n"
 

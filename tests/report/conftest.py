@@ -85,7 +85,10 @@ def estimate(value: float, half: float, n: int = 600, method: str = "wilson") ->
 
 
 def summary() -> dict[str, Any]:
+    arms = [["one reward", {"value": 0.6, "low": 0.5, "high": 0.7, "n": 90}]]
+    compared = {"kind": "shares", "title": "new prompts", "what": "accuracy", "columns": ["all"], "rows": arms}
     return {
+        "comparisons": [compared],
         "verdict": "CERTIFIED",
         "reason": None,
         "tau": 0.05,

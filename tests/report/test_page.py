@@ -127,7 +127,7 @@ def test_curves_are_all_there(page: str) -> None:
     policy = page[page.index('<section id="policy">') : page.index('<section id="replies">')]
     # reward, help, cost + bound + limit, harm + refusal + cut off, multiplier, KL, length
     assert policy.count('class="curve"') == 11
-    models = page[page.index('<section id="models">') : page.index('<section id="scores">')]
+    models = page[page.index('<section id="models">') : page.index('<section id="certificate">')]
     # loss and held-out loss of three stages, the sign term of cost, two held-out accuracies
     assert models.count('class="curve"') == 9
 
@@ -169,7 +169,7 @@ def test_samples_say_how_many_there_are_and_where_text_was_cut(run_folder: Path)
     [
         ("fingerprint.json", {"environment"}),
         ("metrics.jsonl", {"policy", "models", "numbers"}),
-        ("summary.json", {"changes", "examples"}),
+        ("summary.json", {"changes", "comparisons", "examples"}),
         ("scores.jsonl", {"replies"}),
         ("samples.jsonl", {"samples"}),
         ("certificate.json", {"certificate"}),

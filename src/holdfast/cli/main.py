@@ -223,7 +223,7 @@ def report(
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="hc_rlhf")],
+    name: Annotated[str, typer.Argument(help="hc_rlhf, micro, micro_hh or attributes")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder; runs/studies/NAME when not given.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds to run now, separated by commas; finished ones are read.")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="A reduced form that only shows that it runs.")] = False,

@@ -139,7 +139,7 @@ def study(name: str, out: Path, seeds: str, quick: bool) -> bool:
     (out / "table.md").write_text(module.table(result) + "\n", encoding="utf-8")
     print(module.table(result))
     for one in result["criteria"]:
-        share = "no run" if one["value"] is None else f"{one['value']:.2f} [{one['low']:.2f}, {one['high']:.2f}]"
+        share = "no run" if one["value"] is None else f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}]"
         print(f"{'holds' if one['holds'] else 'DOES NOT HOLD':<14}{one['name']}: {share} n={one['n']}")
     return all(one["holds"] for one in result["criteria"])
 
