@@ -100,6 +100,8 @@ def test_the_artifact_gives_everybody_their_own_score(finished):
     # The heads say the same of the answer whoever asks.
     torch.testing.assert_close(scores[0, 1:], scores[1, 1:])
     assert len({round(float(one), 5) for one in scores[:, 0]}) == 3
+    audit = json.loads((folder / "audit-micro.json").read_text())
+    assert audit["scores"]["score"]["pairs"]["accuracy"]["value"] > 0.5
     card = json.loads((folder / "models" / "micro" / "head_card.json").read_text())
     assert len(card["correlation"]) == len(model.names)
 
@@ -210,6 +212,7 @@ def test_a_run_without_users_contexts_or_groups(finished, tmp_path):
         (["router.tau=0"], "router.tau"),
         (["mixture.alpha=-1"], "mixture.alpha"),
         (["policy.limit.threshold=0.1"], "limit needs a cost model"),
+        (["model.name=x", "model.adapter.rank=4"], "say how by a backbone section"),
     ],
 )
 def test_contradictions_are_refused(overrides, match):

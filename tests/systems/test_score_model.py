@@ -78,7 +78,7 @@ def test_a_finished_run_is_only_read(finished):
 
 
 def test_reward_and_cost_share_a_network(tmp_path):
-    summary = run(tmp_path / "run", "joint=true", "attributes=null", "sft=null")
+    summary = run(tmp_path / "run", "joint=true", "cost={}", "attributes=null", "sft=null")
     model = load_checked(tmp_path / "run" / "models" / "dual")
     assert isinstance(model, ScoreModel)
     assert model.names == ("reward", "cost")
@@ -109,6 +109,8 @@ def test_ridge_alone_is_a_model(tmp_path):
         (["attributes.fit=null", "attributes.preference=true"], "learned from pairs, which needs fit"),
         (["attributes.labels.brevity.low=2"], "a scale rises from low to high"),
         (["train=heads"], "train"),
+        (["joint=true"], r"cost\.fit would be ignored"),
+        (["train=head", "model.name=x", "model.adapter.rank=4"], "choose one"),
     ],
 )
 def test_contradictions_are_refused(overrides, match):

@@ -98,6 +98,8 @@ class Micro(stages.RunSettings):
     def _untouched(self) -> Self:
         if self.leave_out_backbone and (self.sft or self.warm_up or self.backbone):
             raise ValueError("leave_out_backbone needs a network as it came; set sft, warm_up and backbone to null")
+        if self.model is not None and self.model.adapter is not None and self.backbone is None:
+            raise ValueError("model.adapter is trained with the heads; say how by a backbone section, or drop it")
         return self
 
 
@@ -115,6 +117,12 @@ class Bench:
     def rows(self, fold: str) -> list[PairRow]:
         """The encoded pairs of a fold, the preferred answer first."""
         return pair_rows(getattr(self.crowd, fold), self.template)
+
+    def personal(self, model: MixtureRewardModel, aggregation: str | None = None) -> MixtureScorer:
+        """The model's scores for people; those of whom labels were learned have weights of their own."""
+        file = self.run.path / "users.json"
+        users = UserStore.load(file, model.names) if file.is_file() else None
+        return MixtureScorer(model, self.template, users=users, aggregation=aggregation)
 
     def features(self, reader: MixtureRewardModel, fold: str, *, in_context: bool = False) -> PairFeatures:
         """The pairs of a fold as the frozen network sees them, once; the router reads prompts or contexts too."""
@@ -152,6 +160,7 @@ def run(settings: Micro, folder: str | Path, *, overwrite: bool = False) -> dict
     model = assemble(bench, heads, reader)
     summary = {"method": "micro", "seed": settings.seed, "verdict": None, "reason": "no_policy"}
     summary |= trial.hold(settings.trial, trial_of(bench, model, known, heads)) | bench.facts
+    scores.inspect(run_folder, bench.personal(model), "micro", [*crowd.held_out, *crowd.safety])
     if settings.policy is not None:
         found = improve_policy(settings.policy, bench, network, model)
         summary |= {
@@ -298,12 +307,11 @@ def improve_policy(
         cost, zero = scores.train_cost(settings.cost, shop, from_policy(network, ("cost",)))
         judges.append(ModelScorer(cost, bench.template))
         limit = stages.limit(settings.limit, zero.value, zero.calibration)
-    store = UserStore.load(file, model.names) if (file := bench.run.path / "users.json").is_file() else None
     frame = bench.settings.context_template
 
     def readers(people: Sequence[personal_policy.Asked], aggregation: str) -> personal_policy.Readers:
-        mixture = MixtureScorer(model, bench.template, users=store, aggregation=aggregation)
-        return personal_policy.Readers(mixture, judges, people, bench.settings.pocket is not None)
+        pocket = bench.settings.pocket is not None
+        return personal_policy.Readers(bench.personal(model, aggregation), judges, people, pocket)
 
     return personal_policy.improve(
         settings,

@@ -36,6 +36,7 @@ from holdfast.data.schema import Conversation, DualPair, Labelled, Rated
 from holdfast.data.split import keys, pools
 from holdfast.engine.log import RunFolder
 from holdfast.engine.seeds import seed_everything
+from holdfast.engine.supervised import FitSettings
 from holdfast.errors import UserError
 from holdfast.models.heads import ScoreModel, freeze_backbone, from_policy, with_score_adapter
 from holdfast.pocket import world
@@ -85,6 +86,10 @@ class ScoreModelSettings(stages.RunSettings):
             raise ValueError("give at least one of reward, cost, attributes; `reward: {}` takes all defaults")
         if self.joint and not (self.reward and self.cost):
             raise ValueError("joint trains reward and cost together, so it needs both sections")
+        if self.joint and self.cost is not None and self.cost.fit != FitSettings():
+            raise ValueError("joint trains both by reward.fit; cost.fit would be ignored, so leave it out")
+        if self.train == "head" and self.model is not None and self.model.adapter is not None:
+            raise ValueError("train: head keeps the network as it is, and model.adapter changes it; choose one")
         return self
 
 

@@ -21,9 +21,10 @@ from holdfast.models.scales import LabelScale
 from holdfast.preference.attributes import AttributeSettings, AttributeTask, fit_heads, moments, rated_rows
 from holdfast.preference.audit import audit
 from holdfast.preference.check import PairScores, score_pairs
+from holdfast.preference.evidence import Judged
 from holdfast.preference.joint import DualSettings, DualTask, dual_rows
 from holdfast.preference.pairs import harmful_rows, helpful_rows
-from holdfast.preference.score import ModelScorer
+from holdfast.preference.score import ModelScorer, Scorer
 from holdfast.preference.tasks import CostSettings, CostTask, RewardSettings, RewardTask
 from holdfast.stats.calibration import Platt, platt
 from holdfast.stats.estimate import Estimate
@@ -109,12 +110,17 @@ class Shop:
         return judged or [record.conversation for record in (self.held_out_ratings or self.ratings)[:32]]
 
     def inspect(self, model: ScoreModel, name: str) -> None:
-        """Audit `model` on everything held out and write `audit-NAME.json`; what is wrong with it is said aloud."""
+        """Audit `model` on everything held out."""
         records = [*self.held_out, *self.labelled, *self.held_out_ratings]
-        found = stages.on_main(self.run, lambda: audit(ModelScorer(model, self.template), records))
-        self.run.write_json(f"audit-{name}.json", found.to_dict())
-        for warning in found.warnings:
-            stages.say(f"warning: {warning}")
+        inspect(self.run, ModelScorer(model, self.template), name, records)
+
+
+def inspect(run: RunFolder, scorer: Scorer, name: str, records: Sequence[Judged]) -> None:
+    """Audit the scores on `records` and write `audit-NAME.json`; what is wrong with them is said aloud."""
+    found = stages.on_main(run, lambda: audit(scorer, records))
+    run.write_json(f"audit-{name}.json", found.to_dict())
+    for warning in found.warnings:
+        stages.say(f"warning: {warning}")
 
 
 def train_reward(stage: RewardStage, shop: Shop, network: ScoreModel) -> ScoreModel:
