@@ -84,4 +84,10 @@ MUTANTS = [
     (PERSONAL, "numbers[found].prod()", "numbers[found].mean()", TEST_PERSONAL),
     (PERSONAL, "features.router[order.roll(1)]", "features.router[order]", TEST_PERSONAL),
     (PERSONAL, "- 2 * torch.eye(", "- 0 * torch.eye(", TEST_PERSONAL),
+    (
+        ROUTER,
+        '        self.register_buffer("best", parameters_to_vector(router.parameters()).detach().clone())',
+        "        self.best = parameters_to_vector(router.parameters()).detach().clone()",
+        TEST_ROUTER,
+    ),
 ]

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -127,6 +128,20 @@ def test_a_killed_stage_goes_on_as_if_nothing_had_happened(tmp_path):
         fit(again, features.rows("pair"), [], settings.fit, RunFolder(tmp_path / str(stop)), stage="router")
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, again.model.state_dict()[name]), name
+
+
+def test_a_finished_stage_gives_the_router_it_kept_again(tmp_path):
+    heads, features, prior = opposite()
+    settings, u = RouterSettings(prior="current", fit=FIT), features.router
+    # Two contrary labels punish certainty, so a router of the middle is kept and not the last one.
+    contrary = replace(features, difference=-features.difference).take([0, 1])
+    first, again = (
+        fit_router(heads, features, prior, settings, RunFolder(tmp_path / "run"), held_out=features.joined(contrary))
+        for _ in range(2)
+    )
+    assert 0 < first.epoch == again.epoch < FIT.epochs
+    assert first.nll == again.nll
+    assert torch.equal(first.heads.log_weights(u), again.heads.log_weights(u))
 
 
 def test_stage_one_is_continued_where_it_reads_the_same_features():

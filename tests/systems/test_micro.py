@@ -88,6 +88,15 @@ def test_people_differ_and_the_mixture_sees_it(finished):
     assert found["mixture, own labels"]["value"] > found["one reward"]["value"]
 
 
+def test_a_finished_run_is_only_read(finished):
+    folder, summary = finished
+    rows = (folder / "metrics.jsonl").read_text()
+    again = micro.run(settings(), folder)
+    kept = [name for name in summary if name not in ("seconds", "peak_rss_mib")]
+    assert {name: again[name] for name in kept} == {name: summary[name] for name in kept}
+    assert (folder / "metrics.jsonl").read_text() == rows
+
+
 def test_the_artifact_gives_everybody_their_own_score(finished):
     folder, _ = finished
     model = load_checked(folder / "models" / "micro")

@@ -12,6 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from holdfast.config import Settings
 from holdfast.engine.log import RunFolder
@@ -47,6 +48,7 @@ class RouterSettings(Settings):
 class _Learner(nn.Module):
     """The router with what must be in a checkpoint beside it: the epoch's targets, and the best router so far."""
 
+    best: Tensor
     target: Tensor
     lowest: Tensor
     epoch: Tensor
@@ -54,7 +56,8 @@ class _Learner(nn.Module):
     def __init__(self, router: Router, target: Tensor) -> None:
         super().__init__()
         self.router = router
-        self.best = copy.deepcopy(router).requires_grad_(False)
+        # A buffer, because checkpoints leave out parameters that do not learn.
+        self.register_buffer("best", parameters_to_vector(router.parameters()).detach().clone())
         self.register_buffer("target", target.clone())
         self.register_buffer("lowest", torch.tensor(torch.inf, device=target.device))
         self.register_buffer("epoch", torch.tensor(-1, device=target.device))
@@ -103,7 +106,7 @@ class RouterTask(FeatureTask):
         learner = self.model
         nll = learner.lowest.new_zeros(()) if self.held_out is None else self._held_nll()
         if self.held_out is None or nll < learner.lowest:
-            learner.best.load_state_dict(learner.router.state_dict())
+            learner.best.copy_(parameters_to_vector(learner.router.parameters()))
             learner.lowest.copy_(nll)
             learner.epoch.fill_(epoch)
 
@@ -174,8 +177,9 @@ def fit_router(
     task.look(settings.fit.epochs)
     learner = task.model
     nll = None if held_out is None else float(learner.lowest)
-    found = MixtureHeads(heads.weight, learner.best.requires_grad_(True), heads.masked)
-    return RouterFit(found, int(learner.epoch), nll)
+    best = copy.deepcopy(learner.router)
+    vector_to_parameters(learner.best, best.parameters())
+    return RouterFit(MixtureHeads(heads.weight, best, heads.masked), int(learner.epoch), nll)
 
 
 def _start(heads: MixtureHeads, width: int, log_prior: Tensor, settings: RouterSettings) -> Router:

@@ -18,7 +18,7 @@ from holdfast.report.words import MINUS
 
 FEW = 20
 LETTERS = 26
-NAMES, NUMBERS = 0.44, 0.88  # where names end and sizes begin, as shares of the drawing's width
+NAMES, NUMBERS = 0.44, 0.84  # where names end and sizes begin, as shares of the drawing's width
 
 
 class Bucket(NamedTuple):
