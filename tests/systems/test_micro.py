@@ -88,6 +88,25 @@ def test_people_differ_and_the_mixture_sees_it(finished):
     assert found["mixture, own labels"]["value"] > found["one reward"]["value"]
 
 
+def test_known_people_weigh_the_heads_by_how_well_these_explain_their_labels(finished):
+    folder, _ = finished
+    run = micro.RunFolder(folder, settings())
+    chosen = micro.in_world(settings(), run)
+    model = load_checked(folder / "models" / "micro")
+    template = micro.Template(load_tokenizer(str(folder / "models" / "micro")), max_length=112)
+    bench = micro.Bench(chosen, run, micro.read_crowd(chosen.data, {"sft"}, 20, run), template, {})
+    features, store = bench.features(model, "learn"), json.loads((folder / "users.json").read_text())
+    delta = features.difference @ model.score.weight.detach().T
+    someone = bench.crowd.learn[0].user_id
+    own = delta[[i for i, pair in enumerate(bench.crowd.learn) if pair.user_id == someone]]
+    posterior = torch.tensor(store["prior"]).log() + own.sigmoid().log().sum(0)
+    # The features were computed in other batches.
+    torch.testing.assert_close(
+        torch.tensor(store["users"][someone]["weights"]), posterior.softmax(0), atol=1e-3, rtol=1e-3
+    )
+    assert store["users"][someone]["n_labels"] == len(own)
+
+
 def test_a_finished_run_is_only_read(finished):
     folder, summary = finished
     rows = (folder / "metrics.jsonl").read_text()

@@ -5,14 +5,14 @@ words, and with their labels; and what somebody who knows everybody's group coul
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from holdfast.config import Settings
 from holdfast.data.schema import Pair
@@ -82,7 +82,8 @@ def hold(settings: TrialSettings, trial: Trial) -> dict[str, Any]:
     """The tables of the trial; writes `users.json`, the weights of everybody who was learned from."""
     store = known_users(settings, trial)
     trial.run.processes.barrier()
-    arms = {fold: _arms(settings, trial, fold, store) for fold in ("held_out", "newcomers") if fold in trial.folds}
+    rivals = train_rivals(settings, trial)
+    arms = {fold: _arms(trial, fold, store, rivals) for fold in ("held_out", "newcomers") if fold in trial.folds}
     found: dict[str, Any] = {"comparisons": [_comparison(trial, fold, each) for fold, each in arms.items()]}
     found["accuracy"] = {
         fold: {name: _overall(trial.folds[fold], right).to_dict() for name, right in each.items()}
@@ -115,30 +116,53 @@ def prior(heads: MixtureHeads, features: PairFeatures) -> Tensor:
     return heads.log_weights(features.router).exp().mean(0).log()
 
 
-def _arms(settings: TrialSettings, trial: Trial, fold: str, store: UserStore) -> dict[str, np.ndarray]:
-    """Per arm, whether the label of each pair is the more probable one: 1, 1/2 or 0."""
-    learn, judged, told = trial.folds["learn"], trial.folds[fold], trial.folds.get("contexts")
+@dataclass(frozen=True)
+class Rivals:
+    """What the mixture has to beat, trained once.
+
+    single: one reward; prompt, context: one that reads them too, the latter from the labels that the router had;
+    groups: one for each group, by somebody who knows the groups.
+    """
+
+    single: nn.Module
+    prompt: nn.Module
+    context: nn.Module | None
+    groups: dict[Hashable, nn.Module]
+
+
+def train_rivals(settings: TrialSettings, trial: Trial) -> Rivals:
+    """The rivals, from the pairs that the mixture learned from."""
+    learn, told = trial.folds["learn"], trial.folds.get("contexts")
     chosen = _seeded(settings.baseline, trial.seed)
+    known = baselines.per_group(learn.plain, learn.groups, chosen) if learn.groups is not None else {}
+    return Rivals(
+        single=baselines.single(learn.plain, chosen),
+        prompt=baselines.conditioned(learn.plain, chosen),
+        context=None if told is None else baselines.conditioned(told.in_context, chosen),
+        groups=dict(known),
+    )
+
+
+def _arms(trial: Trial, fold: str, store: UserStore, rivals: Rivals) -> dict[str, np.ndarray]:
+    """Per arm, whether the label of each pair is the more probable one: 1, 1/2 or 0."""
+    judged = trial.folds[fold]
     ranked = {
-        "one reward": delta_of(baselines.single(learn.plain, chosen), judged.plain)[:, 0],
-        "one, prompt read": delta_of(baselines.conditioned(learn.plain, chosen), judged.plain)[:, 0],
+        "one reward": delta_of(rivals.single, judged.plain)[:, 0],
+        "one, prompt read": delta_of(rivals.prompt, judged.plain)[:, 0],
     }
-    if told is not None:
-        reader = baselines.conditioned(told.in_context, chosen)
-        ranked["one, context read"] = delta_of(reader, judged.in_context)[:, 0]
+    if rivals.context is not None:
+        ranked["one, context read"] = delta_of(rivals.context, judged.in_context)[:, 0]
     found = {name: wins(delta.numpy()) for name, delta in ranked.items()}
     found["mixture, nobody known"] = personalise.routed(trial.known, judged.plain)
-    if told is not None:
+    if rivals.context is not None:
         found["mixture, context read"] = personalise.routed(trial.heads, judged.in_context)
     if judged.users is not None and fold == "held_out":
         weights = torch.stack([store.log_weights(user) for user in judged.users])
         delta = trial.heads.delta(judged.plain.difference).detach()
         found["mixture, own labels"] = personalise.right(delta, weights)
-    if judged.groups is not None and learn.groups is not None:
-        experts = baselines.per_group(learn.plain, learn.groups, chosen)
-        if set(judged.groups) <= experts.keys():
-            delta = baselines.by_group(experts, judged.plain, judged.groups)
-            found["one per known group"] = wins(delta.numpy())
+    if judged.groups is not None and set(judged.groups) <= rivals.groups.keys():
+        delta = baselines.by_group(rivals.groups, judged.plain, judged.groups)
+        found["one per known group"] = wins(delta.numpy())
     if trial.pocket:
         found["the truth"] = _truth(judged.pairs)
     return found
