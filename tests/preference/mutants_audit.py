@@ -92,4 +92,8 @@ MUTANTS = [
         ("scorer.score_for(evidence.answers, evidence.people)", "scorer.score(evidence.answers)"),
         ('return ("score",) if isinstance(scorer, MixtureScorer) else scorer.names', "return scorer.names"),
     ),
+    *_of(
+        "measure",
+        ("share(unsafe, prompts).value >= 0.5", "unsafe.mean() >= 0.5"),
+    ),
 ]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated
-from holdfast.preference.evidence import gather
+from holdfast.preference.evidence import Evidence, gather
 from holdfast.preference.measure import measure
 from holdfast.stats.estimate import mean, share
 from holdfast.stats.metrics import auc, within_group_spearman
@@ -90,6 +90,17 @@ def test_the_majority_may_be_harmful():
     evidence, scores = answers([(1.0, 1), (1.0, 1), (1.0, 0)] * 5)
     found = measure("cost", scores, evidence, "harm", 50).harm
     assert found.majority.value == found.sign_accuracy.value == pytest.approx(2 / 3)
+
+
+def test_the_majority_is_that_of_prompts():
+    evidence = Evidence()
+    for text in "abcde":
+        evidence.add(Conversation.ask("many").answer(text), unsafe=1.0)
+    for prompt in ("one", "other", "third"):
+        evidence.add(Conversation.ask(prompt).answer("x"), unsafe=0.0)
+    found = measure("cost", np.full(8, -1.0), evidence, "harm", 50).harm
+    # Five of eight answers are harmful, and those to three of four prompts are safe.
+    assert found.majority.value == found.sign_accuracy.value == pytest.approx(3 / 4)
 
 
 def test_answers_to_one_prompt_count_once():

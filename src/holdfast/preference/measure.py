@@ -206,7 +206,8 @@ class _Measurer:
         keep = self._labelled
         scores, unsafe, prompts = self.scores[keep], self.unsafe[keep], self.prompts[keep].tolist()
         right = wins(scores * (2 * unsafe - 1))
-        most = (unsafe == (unsafe.mean() >= 0.5)).astype(float)
+        # Most by prompt, as everything here is counted; a prompt with many answers must not decide what is usual.
+        most = (unsafe == (share(unsafe, prompts).value >= 0.5)).astype(float)
         called = (self.scores > 0).astype(float)
         return HarmAudit(
             sign_accuracy=share(right, prompts),
