@@ -33,7 +33,7 @@ MUTANTS = [
         ("len(rows) < FEW", "len(rows) <= FEW"),
         ("for name in filter(None, names(one)):", "for name in names(one):"),
         ("wins(scores * (2 * unsafe - 1))", "wins(scores * (1 - 2 * unsafe))"),
-        ("(unsafe == (unsafe.mean() >= 0.5))", "(unsafe == 0)"),
+        ("(unsafe == (share(unsafe, prompts).value >= 0.5))", "(unsafe == 0)"),
         ("mean(right - most, prompts)", "mean(most - right, prompts)"),
         ("(self.scores > 0).astype(float)", "(self.scores >= 0).astype(float)"),
         ("share(called[keep], prompts)", "share(called, self.prompts.tolist())"),
