@@ -90,4 +90,6 @@ MUTANTS = [
         "        self.best = parameters_to_vector(router.parameters()).detach().clone()",
         TEST_ROUTER,
     ),
+    (FEATURES, "batch.prompt_lengths - 1)", "batch.score_index)", "tests/preference/test_personal.py"),
+    (FEATURES, "batch.prompt_lengths - 1)", "batch.prompt_lengths)", "tests/preference/test_personal.py"),
 ]

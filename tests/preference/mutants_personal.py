@@ -60,8 +60,6 @@ MUTANTS = [
     ),
     *_of(
         "personal",
-        ("batch.prompt_lengths - 1,", "batch.prompt_lengths,"),
-        ("batch.prompt_lengths - 1,", "batch.score_index,"),
         ("seen = asked if self.heads_see_context else conversations", "seen = asked"),
         ("seen = asked if self.heads_see_context else conversations", "seen = conversations"),
         ("self._log_weights([one.prompt for one in asked]", "self._log_weights([one.prompt for one in conversations]"),
@@ -81,7 +79,7 @@ MUTANTS = [
         ("config.heads_see_context if heads_see_context is None else", "None or"),
         ("if users is not None and users.names != model.names:", "if False:"),
         (
-            "return _finite(torch.cat([scores[:, None], rewards], dim=1), conversations)",
+            "return finite(torch.cat([scores[:, None], rewards], dim=1), conversations)",
             "return torch.cat([scores[:, None], rewards], dim=1)",
         ),
         ("        if lost:\n", "        if False:\n"),

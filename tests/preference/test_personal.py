@@ -12,7 +12,7 @@ from holdfast.models.mixture import mixture_from
 from holdfast.models.tiny import tiny_policy
 from holdfast.preference.adapt import UserStore
 from holdfast.preference.aggregate import tournament
-from holdfast.preference.personal import ForPeople, MixtureScorer, Person
+from holdfast.preference.personal import MixtureScorer, Person
 
 WORDS = "the cat sat on a mat and what did it see ? nothing be brief long [criteria] [prompt] where"
 NAMES = ("brief", "thorough", "polite")
@@ -199,11 +199,3 @@ def test_what_cannot_work_is_refused(model, template):
         model.score.weight[1, 0] = torch.nan
     with pytest.raises(RunError, match=r"4 of 4 .* not finite \(rows what, what, where, where\)"):
         MixtureScorer(model, template).score(ROWS)
-
-
-def test_a_reader_can_be_looked_up_by_the_prompt(model, template):
-    readers = {"what": BRIEF, "where": LONG}
-    scorer = MixtureScorer(model, template)
-    plain = ForPeople(scorer, lambda conversation: readers[conversation.id])
-    assert plain.names == scorer.names
-    assert torch.equal(plain.score(ROWS), scorer.score_for(ROWS, [BRIEF, BRIEF, LONG, LONG]))

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -42,7 +43,7 @@ class PairRow:
     margin: float = 0.0
     shared: bool = False
 
-    @property
+    @cached_property
     def length(self) -> int:
         """Tokens that stand in the batch for this pair: both sides padded to the longer one, or the beginning once."""
         if not self.shared:

@@ -5,14 +5,13 @@ labels where a `UserStore` has any, else from the router, which reads the last t
 context. So an answer is encoded once however many people read it, and a prompt once however many answers it has.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from holdfast.data.collate import micro_batches, pad
 from holdfast.data.context import with_context
 from holdfast.data.schema import Conversation, Message
 from holdfast.data.template import Encoded, Template
@@ -22,7 +21,8 @@ from holdfast.models.mixture import MixtureRewardModel
 from holdfast.models.policy import evaluating
 from holdfast.preference.adapt import UserStore
 from holdfast.preference.aggregate import rows_of, tournament
-from holdfast.preference.score import _finite
+from holdfast.preference.features import answer_features
+from holdfast.preference.score import finite
 
 Aggregation = Literal["linear", "tournament"]
 Turns = tuple[Message, ...]
@@ -98,7 +98,7 @@ class MixtureScorer:
             scores = self.model.personal_score(rewards, log_weights.to(rewards))
         else:
             scores = self._tournament(rewards, log_weights.exp(), conversations, people)
-        return _finite(torch.cat([scores[:, None], rewards], dim=1), conversations)
+        return finite(torch.cat([scores[:, None], rewards], dim=1), conversations)
 
     def tournament_scores(
         self, conversations: Sequence[Conversation], answers: int, people: Sequence[Person] | None = None
@@ -171,23 +171,10 @@ class MixtureScorer:
         return mixture.log_weights(table, masked)
 
     def _features(self, rows: Iterable[Encoded]) -> tuple[Tensor, Tensor]:
-        """phi and u, (N, h) each, of encoded rows: at their last token, and at the last one of their prompts."""
-        rows = list(rows)
+        """phi and u, (N, h) each, of encoded rows, on the model's device."""
+        phi, u = answer_features(self.model, list(rows), self.template.pad_id, self.batch_tokens)
         device = next(self.model.parameters()).device
-        width = self.model.config.get_text_config().hidden_size
-        phi, u = (torch.empty(len(rows), width, device=device) for _ in range(2))
-        with evaluating(self.model):
-            for chosen in micro_batches([row.length for row in rows], self.batch_tokens) if rows else []:
-                batch = pad([rows[i] for i in chosen], pad_id=self.template.pad_id).to(device)
-                phi[chosen], u[chosen] = self.model.features(
-                    batch.input_ids,
-                    batch.attention_mask,
-                    batch.position_ids,
-                    batch.score_index,
-                    batch.prompt_lengths - 1,
-                    **batch.extra,
-                )
-        return phi, u
+        return phi.to(device), u.to(device)
 
     def _tournament(
         self, rewards: Tensor, weights: Tensor, conversations: Sequence[Conversation], people: Sequence[Person]
@@ -203,19 +190,3 @@ class MixtureScorer:
                 )
             scores[rows] = tournament(rewards[rows][None], weights[rows[:1]])[0]
         return scores
-
-
-class ForPeople:
-    """A mixture scorer behind the plain `Scorer` contract: `person_of` says who reads each conversation.
-
-    Conversations keep the id of their prompt, by which a reader can be looked up; policy training and evaluation then
-    need to know nothing of people.
-    """
-
-    def __init__(self, scorer: MixtureScorer, person_of: Callable[[Conversation], Person]) -> None:
-        self.scorer, self.person_of = scorer, person_of
-        self.names = scorer.names
-
-    def score(self, conversations: Sequence[Conversation]) -> Tensor:
-        """Scores (B, 1 + K), each answer as its reader sees it."""
-        return self.scorer.score_for(conversations, [self.person_of(one) for one in conversations])

@@ -50,7 +50,7 @@ class ModelScorer:
                     **batch.extra,
                 ).cpu()
         place = {key: i for i, key in enumerate(distinct)}
-        return _finite(table[[place[_identity(one)] for one in conversations]], conversations)
+        return finite(table[[place[_identity(one)] for one in conversations]], conversations)
 
 
 class FunctionScorer:
@@ -77,7 +77,7 @@ class FunctionScorer:
                 f"the scoring function returned a table of shape {tuple(table.shape)} where {expected} is needed: "
                 f"a row for each conversation with a column for each of {', '.join(self.names)}"
             )
-        return _finite(table, conversations)
+        return finite(table, conversations)
 
 
 class JointScorer:
@@ -98,7 +98,8 @@ def _identity(conversation: Conversation) -> tuple[object, ...]:
     return conversation.messages
 
 
-def _finite(table: Tensor, conversations: Sequence[Conversation]) -> Tensor:
+def finite(table: Tensor, conversations: Sequence[Conversation]) -> Tensor:
+    """`table` (B, K) itself; `RunError` that names the rows with a score that is not finite."""
     bad = (~torch.isfinite(table)).any(-1).nonzero()[:, 0].tolist() if len(table) else []
     if bad:
         names = ", ".join(conversations[i].id or f"number {i}" for i in bad[:5])

@@ -40,7 +40,7 @@ from torch import nn
 
 from holdfast.data.context import CONTEXT, with_context
 from holdfast.data.schema import Pair
-from holdfast.data.template import Template
+from holdfast.data.template import Encoded, Template
 from holdfast.engine.log import RunFolder
 from holdfast.engine.seeds import seed_everything
 from holdfast.engine.supervised import FitSettings
@@ -63,6 +63,9 @@ from holdfast.systems.crowd import Crowd, CrowdData, read_crowd
 from holdfast.systems.personal_policy import PersonalPolicySettings
 from holdfast.systems.trial import TrialSettings
 from holdfast.training.lagrangian import Constraint
+
+JUDGED = ("learn", "held_out", "newcomers", "contexts")
+"""The folds that are read with and without contexts."""
 
 
 class Micro(stages.RunSettings):
@@ -126,15 +129,21 @@ class Bench:
 
     def features(self, reader: MixtureRewardModel, fold: str, *, in_context: bool = False) -> PairFeatures:
         """The pairs of a fold as the frozen network sees them, once; the router reads prompts or contexts too."""
-        key, pairs = (fold, in_context), getattr(self.crowd, fold)
-        if key not in self.seen:
+        key, pairs, pad_id = (fold, in_context), getattr(self.crowd, fold), self.template.pad_id
+        if key not in self.seen and in_context:
+            _, u = answer_features(reader, self.framed(fold), pad_id)
+            self.seen[key] = replace(self.features(reader, fold), router=u)
+        elif key not in self.seen:
             people = [pair.user_id for pair in pairs] if any(pair.user_id for pair in pairs) else None
-            frame = self.settings.context_template
-            asked = [self.template.prompt(with_context(pair.prompt, pair.context, frame)) for pair in pairs]
-            prompts = asked if in_context else None
-            rows = self.rows(fold)
-            self.seen[key] = pair_features(reader, rows, self.template.pad_id, prompts=prompts, sessions=people)
+            self.seen[key] = pair_features(reader, self.rows(fold), pad_id, sessions=people)
         return self.seen[key]
+
+    def framed(self, fold: str) -> list[Encoded]:
+        """The encoded prompts of a fold in their contexts; `PromptTooLong` names a row without room for its own."""
+        frame = self.settings.context_template
+        return [
+            self.template.prompt(with_context(pair.prompt, pair.context, frame)) for pair in getattr(self.crowd, fold)
+        ]
 
 
 def run(settings: Micro, folder: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -151,10 +160,12 @@ def run(settings: Micro, folder: str | Path, *, overwrite: bool = False) -> dict
         settings.model, settings.tokenizer, settings.text, lambda: stages.texts_of(texts)
     )
     crowd, too_long = reading.within_window(crowd, template, settings.text.on_long_prompt)
-    if settings.sft is not None:
-        stages.imitate(stages.offset(settings.sft, settings.seed), run_folder, crowd.imitate, network, template)
     facts = {"rows": {name: len(rows) for name, rows in vars(crowd).items()}, "prompts_too_long": too_long}
     bench = Bench(settings, run_folder, crowd, template, facts)
+    for fold in JUDGED:
+        bench.framed(fold)  # what is too long is said before anything is trained
+    if settings.sft is not None:
+        stages.imitate(stages.offset(settings.sft, settings.seed), run_folder, crowd.imitate, network, template)
     known, reader = first_stage(bench, warm_up(bench, network))
     heads = second_stage(bench, known, reader)
     model = assemble(bench, heads, reader)
@@ -282,7 +293,8 @@ def assemble(bench: Bench, heads: MixtureHeads, reader: MixtureRewardModel) -> M
         share=True,
     )
     heads.install(model)
-    answers = [row.first for row in bench.rows("learn")] + [row.second for row in bench.rows("learn")]
+    rows = bench.rows("learn")
+    answers = [row.first for row in rows] + [row.second for row in rows]
     model.set_standardisation(*reward_scale(heads, answer_features(model, answers, bench.template.pad_id)[0]))
     model.config.stage = {"mixture": len(bench.crowd.learn), "router": bench.facts.get("router")}
     if settings.leave_out_backbone:
@@ -355,7 +367,7 @@ def trial_of(bench: Bench, model: MixtureRewardModel, known: MixtureHeads, heads
             bench.features(model, fold),
             bench.features(model, fold, in_context=True),
         )
-        for fold in ("learn", "held_out", "newcomers", "contexts")
+        for fold in JUDGED
         if getattr(crowd, fold)
     }
     pocket = bench.settings.pocket is not None

@@ -85,10 +85,8 @@ def hold(settings: TrialSettings, trial: Trial) -> dict[str, Any]:
     rivals = train_rivals(settings, trial)
     arms = {fold: _arms(trial, fold, store, rivals) for fold in ("held_out", "newcomers") if fold in trial.folds}
     found: dict[str, Any] = {"comparisons": [_comparison(trial, fold, each) for fold, each in arms.items()]}
-    found["accuracy"] = {
-        fold: {name: _overall(trial.folds[fold], right).to_dict() for name, right in each.items()}
-        for fold, each in arms.items()
-    }
+    compared = zip(arms, found["comparisons"])
+    found["accuracy"] = {fold: {arm: overall for arm, overall, *_ in one["rows"]} for fold, one in compared}
     use = personalise.router_use(trial.heads, trial.folds["held_out"].in_context, trial.folds["held_out"].users)
     found["router_use"] = use.to_dict()
     if curve := _curve(settings, trial):
@@ -179,10 +177,6 @@ def _truth(pairs: Sequence[Pair]) -> np.ndarray:
 def _seeded(settings: BaselineSettings, seed: int) -> BaselineSettings:
     fit: FitSettings = settings.fit.model_copy(update={"seed": settings.fit.seed + seed})
     return settings.model_copy(update={"fit": fit})
-
-
-def _overall(fold: Fold, right: np.ndarray) -> Estimate:
-    return personalise.macro(_by_group(fold, right))
 
 
 def _by_group(fold: Fold, right: np.ndarray) -> dict[Any, Estimate]:

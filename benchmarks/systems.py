@@ -1,0 +1,38 @@
+"""What the published runs of recipes found: `python benchmarks/systems.py RECIPE=RUN ...` writes `systems.json`.
+
+RUN is the folder that `holdfast run RECIPE --out RUN` has written. Docs quote these numbers of those runs.
+"""
+
+import json
+import statistics
+import sys
+from pathlib import Path
+
+OUT = Path(__file__).parent / "systems.json"
+BULKY = {"examples", "heads", "router_use", "restarts_nll", "accuracy", "merged"}
+
+
+def found(run: Path) -> dict[str, object]:
+    """The summary of a run without what nobody quotes, and per limit how it was kept while the policy learned."""
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    kept = {name: value for name, value in summary.items() if name not in BULKY}
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if row["stage"] == "policy"]
+    limits = [name.removeprefix("multiplier/") for name in (rows[-1] if rows else ()) if name.startswith("multiplier/")]
+    for name in limits:
+        costs = [row[f"cost/{name}"] for row in rows if f"cost/{name}" in row]
+        first, last = statistics.mean(costs[:5]), statistics.mean(costs[-10:])
+        multiplier = rows[-1][f"multiplier/{name}"]
+        kept |= {f"limit/{name}": {"first_5": first, "last_10": last, "multiplier_at_the_end": multiplier}}
+    return kept
+
+
+def main(words: list[str]) -> None:
+    """Write the runs that are named beside those that the file holds."""
+    known = json.loads(OUT.read_text(encoding="utf-8"))["runs"] if OUT.is_file() else {}
+    runs = known | {name: found(Path(folder)) for name, _, folder in (word.partition("=") for word in words)}
+    OUT.write_text(json.dumps({"command": "holdfast run RECIPE", "runs": runs}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
