@@ -89,6 +89,20 @@ def test_schedules_by_hand(schedule, expected):
     assert [rate(settings, position, 6) for position in range(6)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    "position, expected",
+    [(0, 0.1), (5, 0.1), (10, 0.1), (50, 0.5), (99, 0.99), (100, 1.0), (400, 0.5), (1000, 0.3162)],
+)
+def test_inverse_square_root_by_hand(position, expected):
+    settings = OptimiserSettings(learning_rate=2.0, schedule="inverse_sqrt", warmup_ratio=0.1)
+    assert rate(settings, position, 1000) / 2 == pytest.approx(expected, abs=5e-5)  # four published digits
+
+
+def test_inverse_square_root_without_warm_up_begins_at_the_highest_rate():
+    settings = OptimiserSettings(learning_rate=1.0, schedule="inverse_sqrt", warmup_ratio=0.0)
+    assert [rate(settings, position, 10) for position in (0, 1, 4)] == [1.0, 1.0, 0.5]
+
+
 def test_the_rate_beyond_the_last_step_is_zero_and_not_negative():
     settings = OptimiserSettings(learning_rate=1.0, schedule="linear", warmup_ratio=0.0)
     assert rate(settings, 9, 4) == 0.0
@@ -205,3 +219,111 @@ def test_means_are_over_items_and_not_over_batches():
         {"a": Sum(torch.tensor(10.0), torch.tensor(1)), "b": Sum(torch.tensor(0.0), torch.tensor(0))},
     ]
     assert means(batches, Processes()) == {"a": 4.0, "b": 0.0}
+
+
+def pulls(model):
+    """Two quadratics: `near` has gradient w - x, `far` has gradient 2 w, and they stand in batches of their own."""
+
+    def loss(batch):
+        name, x = batch
+        w = model.weight.flatten()
+        total = 0.5 * (w - x).square().sum() if name == "near" else len(x) * w.square().sum()
+        return {name: Sum(total, torch.tensor(len(x)))}
+
+    return loss
+
+
+def announce(batch):
+    return {batch[0]: float(len(batch[1]))}
+
+
+TARGETS = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
+BATCHES = [("near", TARGETS), ("far", TARGETS), ("near", -TARGETS), ("far", TARGETS)]
+
+
+def pair():
+    model = nn.Linear(2, 1, bias=False).double()
+    model.weight.data = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    return model
+
+
+def test_a_term_apart_is_measured_against_all_others():
+    # near: the mean of (2, 1) and (4, 7) is (3, 4); far: 2 (3, 4), weighted 0.25; together 1.5 (3, 4).
+    model = pair()
+    numbers = Step(model, PLAIN, 10).step(BATCHES, pulls(model), announce, {"far": 0.25}, apart="far")
+    assert numbers["grad_ratio/far"] == pytest.approx(0.5, abs=1e-12)
+    assert numbers["grad_norm"] == pytest.approx(7.5, abs=1e-12)
+    assert (numbers["near"], numbers["far"]) == (pytest.approx(17.5), pytest.approx(25.0))
+
+
+def test_a_term_apart_makes_the_same_steps():
+    settings = OptimiserSettings(learning_rate=0.1, max_grad_norm=0.5)
+    found = []
+    for apart in (None, "far"):
+        model = pair()
+        step = Step(model, settings, 8)
+        rows = [step.step(BATCHES, pulls(model), announce, {"far": 0.25}, apart=apart) for _ in range(3)]
+        found.append((model.weight, rows, step.state_dict()["done"]))
+    (together, rows, _), (alone, measured, done) = found
+    torch.testing.assert_close(alone, together, rtol=0, atol=1e-7)
+    assert done == 3
+    assert not any("grad_ratio/far" in row for row in rows)
+    for row, more in zip(rows, measured, strict=True):
+        assert more.pop("grad_ratio/far") > 0
+        assert more == pytest.approx(row, abs=1e-7)
+
+
+def test_without_a_term_apart_nothing_changes_bit_for_bit():
+    """The loop as it stands in a textbook, in the order given."""
+    x = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
+    models = [nn.Linear(3, 1), nn.Linear(3, 1)]
+    models[1].load_state_dict(models[0].state_dict())
+    batches, settings = [x[:3], x[3:4], x[4:]], PLAIN.model_copy(update={"max_grad_norm": 0.1})
+    Step(models[0], settings, 10).step(batches, square(models[0]), count, {})
+    groups = [{"params": [models[1].weight]}, {"params": [models[1].bias]}]
+    optimiser = torch.optim.AdamW(groups, lr=0.1, betas=settings.betas, weight_decay=0.0, fused=True)
+    for batch in batches:
+        ((models[1](batch) ** 2).sum() / 6).backward()
+    nn.utils.clip_grad_norm_(models[1].parameters(), 0.1)
+    optimiser.step()
+    assert torch.equal(models[0].weight, models[1].weight)
+    assert torch.equal(models[0].bias, models[1].bias)
+
+
+class Twins(Processes):
+    """Two processes that hold the same micro-batches."""
+
+    def add_up(self, counts):
+        return super().add_up(2 * list(counts))
+
+    def sum_gradients(self, parameters):
+        for p in parameters:
+            if p.grad is not None:
+                p.grad *= 2
+
+
+def test_a_term_apart_is_summed_over_processes_once():
+    found = []
+    for processes in (Processes(), Twins()):
+        model = pair()
+        found.append(Step(model, PLAIN, 10, processes).step(BATCHES, pulls(model), announce, {}, apart="far"))
+    assert found[1] == pytest.approx(found[0], abs=1e-12)
+
+
+def test_a_term_apart_that_is_absent_has_ratio_zero_and_one_alone_has_none():
+    model = pair()
+    step = Step(model, PLAIN, 10)
+    assert step.step(BATCHES[:1], pulls(model), announce, {}, apart="far")["grad_ratio/far"] == 0.0
+    numbers = step.step(BATCHES[1:2], pulls(model), announce, {}, apart="far")
+    assert "grad_ratio/far" not in numbers
+    assert numbers["grad_norm"] > 0
+
+
+def test_a_term_apart_stands_alone_in_its_micro_batches():
+    model = pair()
+    before = model.weight.clone()
+    batch = SimpleNamespace(ids=("a7",))
+    step = Step(model, PLAIN, 10, stage="policy")
+    with pytest.raises(RunError, match=r"a micro-batch of 'far', .* also holds \['near'\] \(rows a7\)"):
+        step.step([batch], lambda b: {}, lambda b: {"near": 1.0, "far": 1.0}, {}, apart="far")
+    assert torch.equal(model.weight, before)

@@ -3,7 +3,8 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from holdfast.losses.advantage import gae, leave_one_out, mix, token_rewards
+from holdfast.losses.advantage import gae, leave_one_out, length_adaptive, mix, normalise, token_rewards
+from holdfast.losses.logprob import kl_k1, kl_k2, kl_k3
 from holdfast.losses.mask import from_lengths, span
 from holdfast.losses.surrogate import reinforce
 
@@ -71,6 +72,144 @@ def test_gae_equals_the_sum_it_stands_for():
         assert advantages[row][mask[row]].tolist() == pytest.approx(slow, abs=1e-12)
         slow_returns = [advantage + value for advantage, value in zip(slow, v, strict=True)]
         assert returns[row][mask[row]].tolist() == pytest.approx(slow_returns, abs=1e-12)
+
+
+LOGP, REF = t(-1.0, -0.5, -2.0, -0.1)[None], t(-1.2, -0.5, -1.5, -0.4)[None]
+FOUR = torch.ones(1, 4, dtype=torch.bool)
+FOUR_VALUES = t(0.2, 0.1, 0.4, 0.3)[None]
+FOUR_REWARDS = token_rewards(kl_k1(LOGP, REF), t(0.6), FOUR, coefficient=-0.05).rewards
+
+
+def test_penalties_and_shaped_rewards_of_four_tokens_by_hand():
+    near(kl_k1(LOGP, REF), 0.2, 0.0, -0.5, 0.3)
+    near(kl_k2(LOGP, REF), 0.02, 0.0, 0.125, 0.045)
+    near(kl_k3(LOGP, REF), 0.018731, 0.0, 0.148721, 0.040818, tolerance=1e-6)
+    near(FOUR_REWARDS, -0.01, 0.0, 0.025, 0.585)
+
+
+@pytest.mark.parametrize(
+    "lam, expected, targets",
+    [
+        (0.0, (-0.11, 0.3, -0.075, 0.285), (0.09, 0.4, 0.325, 0.585)),
+        (0.9, (0.307015, 0.46335, 0.1815, 0.285), (0.507015, 0.56335, 0.5815, 0.585)),
+        (0.95, (0.351664, 0.485963, 0.19575, 0.285), (0.551664, 0.585963, 0.59575, 0.585)),
+        (1.0, (0.4, 0.51, 0.21, 0.285), (0.6, 0.61, 0.61, 0.585)),
+    ],
+)
+def test_gae_of_four_tokens_by_hand(lam, expected, targets):
+    advantages, returns = gae(FOUR_REWARDS, FOUR_VALUES, FOUR, lam=lam)
+    near(advantages, *expected, tolerance=1e-6)  # six digits are given
+    near(returns, *targets, tolerance=1e-6)
+
+
+def test_lambda_may_differ_from_answer_to_answer():
+    generator = torch.Generator().manual_seed(15)
+    rewards, values = torch.randn(2, 3, 6, dtype=torch.float64, generator=generator)
+    mask = from_lengths(tensor([6, 2, 4]), size=6)
+    lams = t(0.0, 0.5, 1.0)
+    advantages, returns = gae(rewards, values, mask, 0.9, lams)
+    for row, lam in enumerate(lams.tolist()):
+        alone = gae(rewards[row : row + 1], values[row : row + 1], mask[row : row + 1], 0.9, lam)
+        assert torch.equal(advantages[row : row + 1], alone[0])
+        assert torch.equal(returns[row : row + 1], alone[1])
+
+
+def test_the_tail_is_the_value_of_going_on():
+    """An answer cut short, with the value of its next state, is the beginning of one that earns it there."""
+    generator = torch.Generator().manual_seed(16)
+    rewards, values = torch.randn(2, 3, 5, dtype=torch.float64, generator=generator)
+    mask = from_lengths(tensor([5, 3, 0]), size=5)
+    tail, gamma = t(2.0, -1.5, 7.0), 0.9
+    advantages, returns = gae(rewards, values, mask, gamma, 0.8, tail=tail)
+    paid = rewards.clone()
+    paid[0, 4] += gamma * 2.0
+    paid[1, 2] -= gamma * 1.5
+    expected = gae(paid, values, mask, gamma, 0.8)
+    assert_close(advantages, expected[0], rtol=0, atol=1e-12)
+    assert_close(returns, expected[1], rtol=0, atol=1e-12)
+    assert not advantages[2].any()
+
+
+def test_lambda_and_tail_take_the_width_of_the_values():
+    single = FOUR_VALUES.float()
+    advantages, returns = gae(single, single, FOUR, lam=t(0.5), tail=t(1.0))
+    assert advantages.dtype == returns.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["lam", "tail"])
+def test_gae_refuses_one_number_for_several_answers(name):
+    mask = from_lengths(tensor([3, 2]), size=3)
+    with pytest.raises(ValueError, match=rf"{name} \(2, 1\), rows \(2,\)"):
+        gae(torch.zeros(2, 3), torch.zeros(2, 3), mask, **{name: torch.zeros(2, 1)})
+
+
+def test_without_penalty_and_discount_every_token_returns_the_score():
+    generator = torch.Generator().manual_seed(17)
+    mask = from_lengths(tensor([4, 1, 6]), size=6)
+    score = t(1.5, -2.0, 0.25)
+    values = torch.randn(3, 6, dtype=torch.float64, generator=generator)
+    rewards = token_rewards(torch.randn_like(values), score, mask, coefficient=0.0).rewards
+    _, returns = gae(rewards, values, mask, lam=1.0)
+    assert_close(returns[mask], score[:, None].expand(3, 6)[mask], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "lam, later, left, tolerance",
+    [(0.95, 100, 0.00592, 5e-6), (0.9, 100, 2.7e-5, 5e-7), (0.95, 500, 7e-12, 5e-13)],
+)
+def test_what_is_left_of_a_late_reward(lam, later, left, tolerance):
+    rewards = torch.zeros(1, later + 1, dtype=torch.float64)
+    rewards[0, -1] = 1.0
+    advantages, _ = gae(rewards, torch.zeros_like(rewards), torch.ones_like(rewards, dtype=torch.bool), lam=lam)
+    assert advantages[0, 0].item() == pytest.approx(left, abs=tolerance)  # of published digits
+
+
+def test_lambda_grows_with_the_length_of_the_answer():
+    lengths = tensor([0, 10, 20, 40, 100, 500, 2000, 8000])
+    expected = [0, 0, 0, 0.5, 0.8, 0.96, 0.99, 0.9975]
+    near(length_adaptive(lengths.double(), alpha=0.05), *expected, tolerance=1e-12)
+    near(length_adaptive(lengths, alpha=0.05), *expected, tolerance=1e-6)
+    floor = [0.9, 0.9, 0.9, 0.9, 0.9, 0.96, 0.99, 0.9975]
+    near(length_adaptive(lengths.double(), alpha=0.05, floor=0.9), *floor, tolerance=1e-12)
+
+
+def test_length_adaptive_refuses_what_gives_no_lambda():
+    for alpha in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"alpha must be above 0, got {alpha}"):
+            length_adaptive(tensor([5]), alpha)
+    for floor in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=f"floor must lie between 0 and 1, got {floor}"):
+            length_adaptive(tensor([5]), 0.05, floor)
+
+
+RAGGED = from_lengths(tensor([3, 1]), size=4)
+RAW = t(1.0, 2.0, 3.0, 77.0, -1.0, 77.0, 77.0, 77.0).view(2, 4).masked_fill(~RAGGED, float("nan"))
+
+
+def test_normalised_advantages_by_hand():
+    scaled = normalise(RAW, RAGGED)
+    near(scaled[RAGGED], -0.169031, 0.507092, 1.183216, -1.521277, tolerance=1e-6)  # six digits are given
+    near(normalise(RAW, RAGGED, clip=0.12)[RAGGED], -0.12, 0.12, 0.12, -0.12)
+    assert scaled[~RAGGED].tolist() == [0.0] * 4
+
+
+def test_moments_of_others_count_where_they_are_given():
+    own, theirs = torch.tensor([1.0, 5.0], dtype=torch.float64), torch.tensor([-2.0, 3.0, 0.5], dtype=torch.float64)
+    everyone, mask = torch.cat([own, theirs]), torch.ones(2, dtype=torch.bool)
+    whole = normalise(everyone, torch.ones(5, dtype=torch.bool))
+    torch.testing.assert_close(normalise(own, mask, among=everyone), whole[:2])
+    assert not torch.allclose(normalise(own, mask), whole[:2])
+
+
+def test_normalising_adds_a_millionth_to_the_variance():
+    near(normalise(t(0.0, 2e-3)[None], tensor([[True, True]])), -(0.5**0.5), 0.5**0.5)
+
+
+def test_one_advantage_or_none_or_equal_ones_are_normalised_to_zero():
+    one = torch.zeros_like(RAGGED)
+    for mask in (one, one.index_put((tensor(0), tensor(1)), tensor(True))):
+        assert not normalise(RAW, mask).any()
+    assert not normalise(torch.full((2, 4), 0.7, dtype=torch.float64), RAGGED).any()
 
 
 def test_gae_refuses_a_mask_of_another_shape():

@@ -4,13 +4,14 @@ from torch import tensor
 
 from holdfast.losses.reduce import (
     Sum,
+    explained_variance,
     masked_mean,
+    masked_variance,
     objective,
     over,
     per_sequence,
     precise,
     same_shape,
-    whiten,
 )
 
 VALUES = tensor([[1.0, 2.0, 3.0], [10.0, 40.0, 50.0]], dtype=torch.float64)
@@ -113,19 +114,35 @@ def test_a_term_with_no_items_in_the_step_is_zero():
     assert objective({"rank": term}, {"rank": 0.0}, {}).item() == 0.0
 
 
-@pytest.mark.parametrize("shift_mean", [True, False])
-def test_whiten_matches_the_sample_deviation(shift_mean):
-    whitened = whiten(VALUES, MASK, shift_mean)
+def test_variance_is_that_of_the_population_behind_the_mask():
     kept = [1.0, 2.0, 3.0, 10.0]
     mean = sum(kept) / 4
-    deviation = (sum((value - mean) ** 2 for value in kept) / 3) ** 0.5
-    expected = [(value - mean) / deviation + (0 if shift_mean else mean) for value in kept]
-    # 1e-8 is added to the variance of 16.7.
-    torch.testing.assert_close(whitened[MASK], tensor(expected, dtype=torch.float64), rtol=1e-8, atol=0)
-    assert whitened[~MASK].tolist() == [0.0, 0.0]
+    hidden = VALUES.masked_fill(~MASK, float("nan"))
+    expected = sum((value - mean) ** 2 for value in kept) / 4
+    assert masked_variance(hidden, MASK).item() == pytest.approx(expected, abs=1e-12)
+    assert masked_variance(VALUES, torch.zeros_like(MASK)).item() == 0.0
 
 
-def test_whiten_of_one_item_or_none_is_finite():
-    one = tensor([[True, False, False], [False, False, False]])
-    assert whiten(VALUES, one).tolist() == [[0.0] * 3] * 2
-    assert whiten(VALUES, torch.zeros_like(MASK)).tolist() == [[0.0] * 3] * 2
+def test_explained_variance_by_hand():
+    returns = tensor([[1.0, 2.0, 3.0, 99.0]], dtype=torch.float64)
+    mask = tensor([[True, True, True, False]])
+
+    def explained(*values):
+        return explained_variance(returns, tensor([values], dtype=torch.float64), mask)
+
+    assert explained(1.0, 2.0, 3.0, 0.0) == 1
+    assert explained(5.0, 5.0, 5.0, 0.0) == pytest.approx(0, abs=1e-12)
+    # returns vary by 2/3; errors 0, 1, 0 by 2/9
+    assert explained(1.0, 1.0, 3.0, float("nan")) == pytest.approx(2 / 3, abs=1e-12)
+    assert explained(3.0, 2.0, 1.0, 0.0) == pytest.approx(-3, abs=1e-12)  # errors -2, 0, 2
+
+
+def test_explained_variance_of_returns_that_do_not_vary_is_zero():
+    one = torch.ones(1, 1)
+    assert explained_variance(one, torch.zeros(1, 1), one.bool()) == 0.0
+    assert explained_variance(VALUES, VALUES, torch.zeros_like(MASK)) == 0.0
+
+
+def test_explained_variance_refuses_to_broadcast():
+    with pytest.raises(ValueError, match=r"returns \(2, 3\), values \(2, 1\), mask \(2, 3\)"):
+        explained_variance(VALUES, VALUES[:, :1], MASK)

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.autograd import grad
@@ -17,6 +19,82 @@ def test_clipped_ratio_by_hand():
     loss = clipped_ratio(t(1.3, 0.7, 1.0).log(), t(0, 0, 0), advantages)
     assert loss.tolist() == pytest.approx([0.837707, 0.41296, 0.256], abs=1e-9)
     assert over(loss).mean.item() == pytest.approx(0.5022223333, abs=1e-9)
+
+
+def test_clipped_ratio_and_its_metrics_of_four_tokens_by_hand():
+    logp, old, advantages = t(1.3, 0.7, 1.3, 0.7).log(), t(0, 0, 0, 0), t(1, 1, -1, -1)
+    loss = clipped_ratio(logp, old, advantages)
+    assert loss.tolist() == pytest.approx([-1.2, -0.7, 1.3, 0.8], abs=1e-12)
+    assert over(loss).mean.item() == pytest.approx(0.05, abs=1e-12)
+    metrics = ratio_metrics(logp, old, advantages, torch.ones(4, dtype=torch.bool))
+    assert metrics.keys() == {"clip_fraction", "approx_kl"}
+    assert metrics["clip_fraction"].mean.item() == 0.5
+    assert metrics["approx_kl"].mean.item() == pytest.approx(0.0471553, abs=1e-7)
+
+
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, slope",
+    [
+        (4.0, -1.0, 3.0, 0.0),  # beyond the dual clip: 3 instead of 4
+        (2.0, -1.0, 2.0, 2.0),  # between the clips: pulled back
+        (0.5, -1.0, 0.8, 0.0),  # below, bad: cut by the ordinary clip
+        (4.0, 1.0, -1.2, 0.0),  # good tokens know no dual clip
+    ],
+)
+def test_the_dual_clip_bounds_the_loss_of_bad_tokens(ratio, advantage, loss, slope):
+    logp = t(ratio).log().requires_grad_()
+    value = clipped_ratio(logp, t(0), t(advantage), dual_clip=3.0)
+    assert value.item() == pytest.approx(loss, abs=1e-12)
+    assert grad(value.sum(), logp)[0].item() == pytest.approx(slope, abs=1e-12)
+
+
+@pytest.mark.parametrize("dual_clip", [1.0, 0.5, float("nan")])
+def test_a_dual_clip_below_one_is_refused(dual_clip):
+    with pytest.raises(ValueError, match=f"dual_clip .* must be above 1, got {dual_clip}"):
+        clipped_ratio(t(0), t(0), t(1), dual_clip=dual_clip)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+@pytest.mark.parametrize("log_ratio", [19.5, 20.5, 1e4, -19.5, -20.5, -1e4])
+def test_a_log_ratio_beyond_the_clamp_stays_finite_and_passes_no_gradient(log_ratio, advantage):
+    logp = torch.tensor([log_ratio]).requires_grad_()  # float32: exp overflows at 89
+    loss = clipped_ratio(logp, torch.zeros(1), torch.tensor([advantage]))
+    ratio = math.exp(min(max(log_ratio, -20.0), 20.0))
+    expected = -min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    (slope,) = grad(loss.sum(), logp)
+    assert math.isfinite(slope.item())
+    assert slope.item() == 0 or abs(log_ratio) < 20
+    kl = ratio_metrics(logp, torch.zeros(1), torch.tensor([advantage]), torch.tensor([True]))["approx_kl"]
+    assert kl.mean.item() == pytest.approx(ratio - 1 - math.log(ratio), rel=1e-6)
+
+
+def test_the_clamp_may_be_tighter():
+    logp = t(3.0, -3.0).requires_grad_()
+    loss = clipped_ratio(logp, t(0, 0), t(-1, 1), log_ratio_clamp=2.0)
+    assert loss.tolist() == pytest.approx([math.exp(2), -math.exp(-2)], abs=1e-12)
+    assert grad(loss.sum(), logp)[0].tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("dual_clip", [None, 3.0])
+def test_the_tokens_counted_as_cut_are_those_without_gradient(dual_clip):
+    generator = torch.Generator().manual_seed(18)
+    logp, old, advantages = 2 * torch.randn(3, 20, 30, dtype=torch.float64, generator=generator)
+    mask = torch.rand(20, 30, generator=generator) < 0.7
+    options = {"clip": 0.3, "clip_high": 0.5, "dual_clip": dual_clip, "log_ratio_clamp": 4.0}
+    logp.requires_grad_()
+    (slope,) = grad(clipped_ratio(logp, old, advantages, **options).sum(), logp)
+    stopped = (slope == 0) & mask
+    metrics = ratio_metrics(logp, old, advantages, mask, **options)
+    if dual_clip is None:
+        assert "dual_clip_fraction" not in metrics
+        assert metrics["clip_fraction"].total == stopped.sum()
+        return
+    # A bad token goes beyond e^4, the clamp, only through the dual clip.
+    dual = stopped & (advantages < 0) & (logp > old)
+    assert dual.any()
+    assert metrics["dual_clip_fraction"] == (dual.sum(), mask.sum())
+    assert metrics["clip_fraction"] == (stopped.sum() - dual.sum(), mask.sum())
 
 
 @pytest.mark.parametrize(
@@ -112,6 +190,21 @@ def test_clipped_value_by_hand(value, loss, slope):
     result = clipped_value(values, t(1.0), t(0.0), clip=5.0)
     assert result.item() == pytest.approx(loss, abs=1e-12)
     assert grad(result.sum(), values)[0].item() == pytest.approx(slope, abs=1e-12)
+
+
+def test_clipped_values_of_three_tokens_by_hand():
+    values = t(0.9, 0.6, 0.1).requires_grad_()
+    loss = clipped_value(values, t(0.5, 0.5, 0.5), t(1, 1, 1), clip=0.2)
+    assert (2 * loss).tolist() == pytest.approx([0.09, 0.16, 0.81], abs=1e-12)
+    assert over(loss).mean.item() == pytest.approx(0.1766667, abs=1e-7)
+    assert grad(loss.sum(), values)[0].tolist() == pytest.approx([0.0, -0.4, -0.9], abs=1e-12)
+
+
+def test_without_a_clip_the_value_loss_is_half_the_squared_error():
+    values = t(0.9, 0.6, 0.1).requires_grad_()
+    loss = clipped_value(values, t(0.5, 0.5, 0.5), t(1, 1, 1), clip=None)
+    assert over(loss).mean.item() == pytest.approx(0.1633333, abs=1e-7)
+    assert grad(loss.sum(), values)[0].tolist() == pytest.approx([-0.1, -0.4, -0.9], abs=1e-12)
 
 
 def test_a_critic_beyond_the_clip_is_held_to_the_clipped_error():

@@ -13,7 +13,7 @@ MUTANTS = [
     # The state at a token predicts the next one, not itself.
     (POLICY, "input_ids[:, 1:][predicted]", "input_ids[:, :-1][predicted]", TEST_POLICY),
     (POLICY, "hidden[:, :-1][predicted]", "hidden[:, 1:][predicted]", TEST_POLICY),
-    (POLICY, "temperature=temperature,", "temperature=1.0,", TEST_POLICY),
+    (POLICY, "bias=head.bias, temperature=temperature, chunk=chunk)", "bias=head.bias, chunk=chunk)", TEST_POLICY),
     (POLICY, "position_ids=position_ids,", "position_ids=None,", TEST_POLICY),
     (POLICY, "module.training = mode", "module.training = True", TEST_POLICY),
     # The score is read at its index, not at the last column.

@@ -4,9 +4,17 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from holdfast.errors import UserError
 from holdfast.models.adapters import AdapterSettings
-from holdfast.models.heads import critic_from, from_policy, load_score_model, with_score_adapter
+from holdfast.models.heads import (
+    ScoreModel,
+    critic_from,
+    freeze_backbone,
+    from_policy,
+    load_score_model,
+    with_score_adapter,
+)
 from holdfast.models.load import ModelSettings
 from holdfast.models.policy import response_logprobs
+from holdfast.models.scales import read_scales
 from holdfast.models.tiny import tiny_llava, tiny_policy
 
 PAD, IMAGE = 0, 5
@@ -141,6 +149,93 @@ def test_a_critic_starts_from_the_scores_and_then_goes_its_own_way(tmp_path):
     assert model.head.weight.abs().sum() > 0
 
 
+def storage(*models):
+    """Bytes of all parameters, each counted once however many networks hold it."""
+    every = {weight.data_ptr(): weight.nbytes for model in models for weight in model.parameters()}
+    return sum(every.values())
+
+
+def learn(model, arguments, steps=2, **extra):
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.5)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model.token_values(*arguments, **extra) - 1).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_critic_of_an_adapted_score_model_costs_one_more_adapter(kind):
+    policy = tiny_llava(30, IMAGE) if kind == "llava" else tiny_policy(30, kind=kind)
+    score = from_policy(policy, ["reward", "harm"], init_std=0.5, share=True)
+    score = with_score_adapter(score, AdapterSettings(rank=2))
+    *arguments, index = rows(CONTENTS)
+    learn(score, arguments, **images(kind))
+    before = storage(policy, score)
+    critic = critic_from(score)
+    trainable = sum(weight.nbytes for weight in critic.parameters() if weight.requires_grad)
+    assert storage(policy, score, critic) - before == trainable
+    assert trainable < 0.3 * storage(policy)
+
+    start = score.scores(*arguments, index, **images(kind)).detach()
+    assert torch.equal(critic.scores(*arguments, index, **images(kind)), start)
+    learn(critic, arguments, **images(kind))
+    assert not torch.equal(critic.scores(*arguments, index, **images(kind)), start)
+    assert torch.equal(score.scores(*arguments, index, **images(kind)), start), "the scores stay what they were"
+
+
+def test_a_critic_copies_what_learns_and_shares_what_is_frozen():
+    free, frozen = build("llama"), freeze_backbone(build("llama"))
+    assert storage(free, critic_from(free)) == 2 * storage(free)
+    assert storage(frozen, critic_from(frozen)) == storage(frozen) + frozen.head.weight.nbytes
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+@pytest.mark.parametrize("kind", ["llama", "llava"])
+def test_a_critic_predicts_the_streams_it_is_given(kind, adapted, tmp_path):
+    policy = tiny_llava(30, IMAGE) if kind == "llava" else tiny_policy(30, kind=kind)
+    policy.save_pretrained(tmp_path / "base")
+    policy.name_or_path = policy.config.name_or_path = str(tmp_path / "base")
+    model = from_policy(policy, ["help", "harm"], init_std=0.5)
+    if adapted:
+        model = with_score_adapter(model, AdapterSettings(rank=2))
+    streams = ("value", "value/harm", "value/harm^2")
+    critic = critic_from(model, streams)
+    assert (critic.names, critic.config.num_labels, model.names) == (streams, 3, ("help", "harm"))
+    *arguments, _ = rows(CONTENTS)
+    values, scores = (one.token_values(*arguments, **images(kind)) for one in (critic, model))
+    torch.testing.assert_close(values[..., 0], scores[..., 0], rtol=0, atol=1e-6)
+    assert values.shape[-1] == 3
+    assert (values[..., 1:] == 0).all()
+    learn(critic, arguments, **images(kind))
+    values = critic.token_values(*arguments, **images(kind))
+    assert (values[..., 1:] != 0).all(), "every value learns"
+
+    critic.save_pretrained(tmp_path / "critic")
+    again = load_score_model(ModelSettings(name=str(tmp_path / "critic")))
+    assert again.names == streams
+    assert torch.equal(again.token_values(*arguments, **images(kind)), values)
+
+
+def test_the_base_under_a_critics_adapter_has_a_head_of_the_same_rows():
+    model = with_score_adapter(build("llama"), AdapterSettings(rank=2))
+    critic = critic_from(model, ("value", "value/harm", "value/tone"))
+    with critic.network.disable_adapter():
+        assert critic.token_values(*rows(CONTENTS)[:3]).shape[-1] == 3
+
+
+def test_a_critic_of_values_forgets_what_scores_mean():
+    model = build("llama", names=("harm",))
+    model.config.score_scales = [{"name": "harm", "low": 0.0, "high": 3.0, "higher_is_better": False}]
+    model.config.score_borders = [0.0, 1.0]
+    model = ScoreModel(model.network)
+    critic = critic_from(model, ("value/harm",))
+    assert read_scales(critic.config, critic.names) == {}
+    assert critic.borders is None
+    assert ScoreModel(critic.network).borders is None
+    assert model.borders is not None
+    assert list(read_scales(model.config, model.names)) == ["harm"]
+
+
 def test_the_head_keeps_float32_over_a_bfloat16_backbone(tmp_path):
     model = build("qwen2")
     model.save_pretrained(tmp_path)
@@ -157,6 +252,8 @@ def test_the_head_keeps_float32_over_a_bfloat16_backbone(tmp_path):
 def test_names_must_be_distinct(names):
     with pytest.raises(UserError, match="distinct names"):
         from_policy(tiny_policy(10), names)
+    with pytest.raises(UserError, match="distinct names"):
+        critic_from(build("llama"), names)
 
 
 def test_a_policy_folder_is_no_score_model(tmp_path):

@@ -1,8 +1,17 @@
+import math
+
 import pytest
 import torch
 
 from holdfast.errors import UserError
-from holdfast.models.policy import evaluating, hidden_states, linear_head, response_logprobs
+from holdfast.models.policy import (
+    evaluating,
+    hidden_states,
+    linear_head,
+    logprobs_at,
+    logprobs_entropy_at,
+    response_logprobs,
+)
 from holdfast.models.tiny import tiny_llava, tiny_policy
 
 
@@ -48,6 +57,38 @@ def test_gradient_equals_that_of_the_full_logits():
     logits = policy(ids).logits[:, 1:3].log_softmax(-1)
     (full,) = torch.autograd.grad(logits.gather(-1, ids[:, 2:, None]).sum(), weight)
     torch.testing.assert_close(ours, full, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1024, 2])
+def test_states_read_before_give_the_same_numbers(chunk):
+    policy = tiny_policy(30, seed=3)
+    ids, mask, positions = rows("right", [[3, 4, 5, 6, 7], [8, 9, 10]])
+    response = mask.bool() & (positions >= 2)
+    whole = response_logprobs(policy, ids, mask, positions, response, temperature=0.7, chunk=chunk)
+    hidden = hidden_states(policy, ids, mask, positions)
+    assert torch.equal(logprobs_at(policy, hidden, ids, response, temperature=0.7, chunk=chunk), whole)
+    weight = policy.model.layers[0].mlp.up_proj.weight
+    (one,) = torch.autograd.grad(whole.sum(), weight)
+    (two,) = torch.autograd.grad(logprobs_at(policy, hidden, ids, response, temperature=0.7).sum(), weight)
+    torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1024, 2])
+def test_entropies_stand_beside_their_log_probabilities(chunk):
+    policy = tiny_policy(30, seed=3).double()
+    contents = [[3, 4, 5, 6, 7], [8, 9, 10]]
+    ids, mask, positions = rows("right", contents)
+    response = mask.bool() & (positions >= 2)
+    hidden = hidden_states(policy, ids, mask, positions)
+    logprobs, entropies = logprobs_entropy_at(policy, hidden, ids, response, temperature=0.7, chunk=chunk)
+    assert torch.equal(logprobs, logprobs_at(policy, hidden, ids, response, temperature=0.7, chunk=chunk))
+    assert (entropies[~response] == 0).all()
+    for row, content in enumerate(contents):
+        for t in range(2, len(content)):
+            logits = policy(torch.tensor([content[:t]])).logits[0, -1] / 0.7
+            chances = (logits - logits.logsumexp(-1)).exp().tolist()
+            expected = -sum(p * math.log(p) for p in chances)
+            assert entropies[row, t].item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_images_reach_the_log_probabilities():

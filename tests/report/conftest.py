@@ -40,9 +40,73 @@ def policy_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
                 "over_refusal": float(np.clip(0.02 + 0.05 * done + 0.02 * rng.standard_normal(), 0, 1)),
                 "truncated": 0.01 + 0.01 * rng.random(),
                 "grad_norm": 0.8 + 0.2 * rng.random(),
+                **machinery(rng, done),
             }
         )
+    for row in rows:
+        row |= alarm(row["step"])
     return rows
+
+
+def machinery(rng: np.random.Generator, done: float) -> dict[str, float]:
+    """What actor-critic training logs beside the story: health, sources, critics, coefficients, seconds."""
+    noise = rng.standard_normal
+    return {
+        "length_p95": 52 - 8 * done + 2 * noise(),
+        "score/sd": 0.8 + 0.5 * done + 0.05 * noise(),
+        "score/q05": -1.7 + 1.2 * done + 0.1 * noise(),
+        "score/q50": -0.4 + 1.9 * done + 0.1 * noise(),
+        "score/q95": 0.9 + 2.9 * done + 0.1 * noise(),
+        "nll": 1.9 - 1.1 * done + 0.05 * noise(),
+        "repeat_run": 1.3 + 0.4 * done + 0.05 * noise(),
+        "distinct2": 0.93 - 0.1 * done + 0.01 * noise(),
+        **{f"source/{name}/length": size - 6 * done + noise() for name, size in (("web", 35), ("books", 28))},
+        **{f"source/{name}/truncated": 0.02 * rng.random() for name in ("web", "books")},
+        **{f"source/{name}/kl_token_k3": 0.3 * done + 0.02 * rng.random() for name in ("web", "books")},
+        "explained_variance/value": max(-9.0, 0.7 - 0.4 / (done + 1e-3)) + 0.02 * noise(),
+        "explained_variance/value/harm": 0.6 - 0.3 / (done + 0.2) + 0.05 * noise(),
+        "value_error/value": 0.3 / (done + 0.1) + 0.02 * rng.random(),
+        "value_error/value/harm": 0.1 / (done + 0.1) + 0.02 * rng.random(),
+        "kl_coef": 0.02 * 1.5**done,
+        "score_running_mean": -0.4 + done,
+        "score_running_sd": 0.8 + 0.3 * done,
+        "score_clipped": 0.02 + 0.01 * rng.random(),
+        "grad_ratio/ptx": 0.4 + 0.1 * rng.random(),
+        "seconds/generate": 2.1 - 0.3 * done + 0.1 * rng.random(),
+        "seconds/reference": 0.35 + 0.02 * rng.random(),
+        "seconds/score": 0.6 + 0.03 * rng.random(),
+        "seconds/values": 0.3 + 0.02 * rng.random(),
+        "seconds/learn": 1.4 + 0.1 * rng.random(),
+    }
+
+
+def alarm(step: int) -> dict[str, float]:
+    """A scare about length, a graver one about length and certainty, and the way back."""
+    length, certainty = 60 <= step < 75 or 140 <= step < 160, 146 <= step < 160
+    level = float(length) + float(certainty) + float(step == 159)
+    return {
+        "alarm/level": level,
+        "alarm/length": float(length),
+        "alarm/certainty": float(certainty),
+        "alarm/tail": 0.0,
+    } | ({"alarm/rolled_back_to": 130.0} if step == 159 else {})
+
+
+def alarm_records() -> list[dict[str, Any]]:
+    told = {
+        60: "WATCH at iteration 60: length 1.9x of the start",
+        146: "WARN at iteration 146: length 2.1x, surprise 0.4x of the start; the reward rose: likely reward hacking",
+        159: f"COLLAPSE at iteration 159: {EVIL}. Back to iteration 130",
+    }
+    return [{"stage": "policy", "step": step, "words": words, **alarm(step)} for step, words in told.items()]
+
+
+def critic_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
+    return [
+        {"stage": "critics", "step": step, "reward": -0.4 + 0.1 * rng.standard_normal()}
+        | {"explained_variance/value": 0.7 - 2 / step, "value_error/value": 0.4 + 1 / step}
+        for step in range(1, 21)
+    ]
 
 
 def supervised_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -272,7 +336,8 @@ def write_run(folder: Path) -> Path:
     (folder / "fingerprint.json").write_text(json.dumps(environment), encoding="utf-8")
     (folder / "summary.json").write_text(json.dumps(summary()), encoding="utf-8")
     (folder / "certificate.json").write_text(json.dumps(certificate()), encoding="utf-8")
-    write_lines(folder / "metrics.jsonl", [*supervised_rows(rng), *policy_rows(rng)])
+    write_lines(folder / "metrics.jsonl", [*supervised_rows(rng), *critic_rows(rng), *policy_rows(rng)])
+    write_lines(folder / "alarms.jsonl", alarm_records())
     write_lines(folder / "scores.jsonl", score_rows(rng))
     (folder / "audit-cost.json").write_text(json.dumps(audit()), encoding="utf-8")
     (folder / "audit-attributes.json").write_text(json.dumps(rated_audit()), encoding="utf-8")

@@ -125,8 +125,10 @@ def test_measures_unknown_here_are_shown_too(run_folder: Path) -> None:
 
 def test_curves_are_all_there(page: str) -> None:
     policy = page[page.index('<section id="policy">') : page.index('<section id="replies">')]
-    # reward, help, cost + bound + limit, harm + refusal + cut off, multiplier, KL, length
-    assert policy.count('class="curve"') == 11
+    # reward, help, cost + bound + limit, harm + refusal + cut off, multiplier, KL, two of length; seven of health; two
+    # sources in three panels; weight of the KL, two moments, clip, pull, two critics twice; one critic twice before
+    assert policy.count('class="curve"') == 12 + 7 + 6 + 9 + 2
+    assert policy.count('class="part"') == 5
     models = page[page.index('<section id="models">') : page.index('<section id="certificate">')]
     # loss and held-out loss of three stages, the sign term of cost, two held-out accuracies
     assert models.count('class="curve"') == 9
@@ -168,7 +170,7 @@ def test_samples_say_how_many_there_are_and_where_text_was_cut(run_folder: Path)
     "absent, sections",
     [
         ("fingerprint.json", {"environment"}),
-        ("metrics.jsonl", {"policy", "models", "numbers"}),
+        ("*[cm]s.jsonl", {"policy", "models", "numbers"}),
         ("summary.json", {"changes", "comparisons", "examples"}),
         ("scores.jsonl", {"replies"}),
         ("samples.jsonl", {"samples"}),

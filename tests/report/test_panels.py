@@ -66,6 +66,28 @@ def test_each_constraint_has_a_cost_panel_of_its_own(run: Run, drawn: list[tuple
     }
 
 
+def test_a_family_may_stand_in_the_middle_of_a_name(run: Run, drawn: list[tuple[str, list[plots.Curve]]]) -> None:
+    row = {"step": 1, "source/web/length": 9.0, "source/a/b/length": 8.0, "source/length": 7.0, "source/web/nll": 1.0}
+    panels.panel_drawings(panels.SOURCE_PANELS, [row])
+    asked = {alt.split(",")[0]: [(line.label, line.values.tolist()) for line in lines] for alt, lines in drawn}
+    assert asked == {"Length by source": [("web", [9.0]), ("a/b", [8.0])], "Certainty by source": [("web", [1.0])]}
+
+
+def test_members_of_several_families_on_one_panel_keep_their_labels(drawn: list[tuple[str, list[plots.Curve]]]) -> None:
+    row = {"step": 1, "score_running_mean/web": 1.0, "score_running_sd/web": 2.0}
+    panels.panel_drawings(panels.MACHINE_PANELS, [row])
+    assert [[line.label for line in lines] for _, lines in drawn] == [["web, mean", "web, deviation"]]
+
+
+def test_values_below_the_floor_are_lifted_and_said(drawn: list[tuple[str, list[plots.Curve]]]) -> None:
+    rows = [{"step": i, "explained_variance/value": value} for i, value in enumerate((-300.0, -1.0, 0.5))]
+    (below,) = panels.panel_drawings(panels.CRITIC_PANELS, rows)
+    (inside,) = panels.panel_drawings(panels.CRITIC_PANELS, rows[1:])
+    assert [line.values.tolist() for _, lines in drawn for line in lines] == [[-1.0, -1.0, 0.5], [-1.0, 0.5]]
+    assert below.note.endswith("Values below \u22121 are drawn there.")
+    assert "below" not in inside.note
+
+
 def test_values_that_are_not_finite_are_counted(run: Run) -> None:
     kl = next(drawing for drawing in policy_drawings(run) if drawing.title == "Distance from the start")
     assert "Not finite, so missing here: 1 of the logged values." in kl.note

@@ -11,6 +11,7 @@ OPTIONAL = [
     "summary.json",
     "scores.jsonl",
     "samples.jsonl",
+    "alarms.jsonl",
     "certificate.json",
 ]
 
@@ -19,11 +20,12 @@ def test_every_file_becomes_a_table(finished: Path) -> None:
     run = read(finished)
     assert run.name == "tulip"
     assert run.config["policy"] == {"learning_rate": 0.0001, "kl_coefficient": 0.02}
-    assert run.stages == ("sft", "reward", "cost", "policy")
+    assert run.stages == ("sft", "reward", "cost", "critics", "policy")
     assert [row["step"] for row in run.stage("policy")] == list(range(1, 201))
     assert len(run.stage("sft")) == 80
     assert len(run.scores) == 900
     assert len(run.samples) == 150
+    assert [row["step"] for row in run.alarms] == [60, 146, 159]
     assert run.certificate["tier"] == "model_cost"
 
 
@@ -31,7 +33,7 @@ def test_absent_files_leave_their_tables_empty(run_folder: Path) -> None:
     for name in OPTIONAL:
         (run_folder / name).unlink()
     run = read(run_folder)
-    assert (run.metrics, run.scores, run.samples) == ((), (), ())
+    assert (run.metrics, run.scores, run.samples, run.alarms) == ((), (), (), ())
     assert (run.summary, run.certificate, run.fingerprint) == ({}, {}, {})
 
 
@@ -43,9 +45,9 @@ def test_a_folder_without_configuration_is_no_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [name for name in OPTIONAL if name.endswith(".jsonl")])
 def test_a_broken_line_is_named_with_file_and_line(run_folder: Path, name: str) -> None:
     lines = (run_folder / name).read_text().splitlines()
-    lines[4] = lines[4][:11]
+    lines[2] = lines[2][:11]
     (run_folder / name).write_text("\n".join(lines))
-    with pytest.raises(UserError, match=rf"{name}, line 5: not valid JSON"):
+    with pytest.raises(UserError, match=rf"{name}, line 3: not valid JSON"):
         read(run_folder)
 
 

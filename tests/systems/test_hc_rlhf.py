@@ -124,7 +124,7 @@ def test_running_again_changes_nothing(finished):
 
 def test_another_configuration_in_the_same_folder_is_refused(finished):
     folder, _ = finished
-    with pytest.raises(UserError, match=r"policy\.kl: .* -> 0\.7"):
+    with pytest.raises(UserError, match=r"policy\.kl\.coef: .* -> 0\.7"):
         hc_rlhf.run(settings("policy.kl=0.7"), folder)
 
 

@@ -8,6 +8,7 @@ import torch
 from holdfast.engine.step import OptimiserSettings, Step
 from holdfast.errors import UserError
 from holdfast.rollout.experience import RolloutSettings
+from holdfast.rollout.ragged import Ragged
 from holdfast.training.group import LeaveOneOut, LeaveOneOutSettings
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
 from holdfast.training.policy import Limits
@@ -62,9 +63,9 @@ def slow_returns(experience, settings, constraint=None):
     for i, row in enumerate(experience.rows):
         kl = sum(
             float(experience.old_logprobs[i, t]) - float(experience.ref_logprobs[i, t])
-            for t in range(row.prompt_length, row.length)
+            for t in range(len(row.response_ids))
         )
-        reward = float(experience.scores["reward"][i]) - settings.kl * kl
+        reward = float(experience.scores["reward"][i]) - settings.kl.coef * kl
         reward -= settings.truncation_penalty * bool(experience.truncated[i])
         reward = max(-settings.reward_clip, min(settings.reward_clip, reward))
         if constraint is not None:
@@ -97,14 +98,16 @@ def test_returns_and_advantages_by_hand(bench):
     """Two prompts with two answers; the KL is 1 per token, so an answer of n tokens has KL n."""
     made = bench(k=2)
     method = algorithm(made, [harm(initial=3.0, bound="mean")], kl=0.5, reward_clip=4.0, truncation_penalty=1.0)
-    mask = torch.tensor([[False, True, False], [False, True, True], [False, True, True], [False, True, False]])
+    mask = torch.tensor([[True, False], [True, True], [True, True], [True, False]])
     experience = SimpleNamespace(
         scores={"reward": torch.tensor([2.0, 9.0, 1.0, 0.0]), "cost": torch.tensor([1.0, 0.0, -1.0, 2.0])},
         kl=mask.float(),
         response_mask=mask,
-        old_logprobs=torch.zeros(4, 3),
+        old_logprobs=torch.zeros(4, 2),
+        places=Ragged([1, 2, 2, 1]),
         truncated=torch.tensor([False, False, True, False]),
         per_prompt=2,
+        size=4,
     )
     experience.score = experience.scores.__getitem__
     # (2 - .5 - 3)/4, (4 clipped from 8)/4, (1 - 1 - 1 + 3)/4, (-.5 - 6)/4
@@ -112,9 +115,11 @@ def test_returns_and_advantages_by_hand(bench):
     assert method.returns(experience).tolist() == pytest.approx(returns, abs=1e-6)
     method.collector = SimpleNamespace(collect=lambda prompts, seed: experience)
     method.limits.constraints[0].MIN_WINDOW = 1000  # the multiplier stays at 3
-    table = method.collect([], 1).advantages
-    expected = torch.tensor([[0, -1.375, 0], [0, 1.375, 1.375], [0, 2.125, 2.125], [0, -2.125, 0]])
-    torch.testing.assert_close(table, expected)
+    expected = torch.tensor([-1.375, 1.375, 1.375, 2.125, 2.125, -2.125])
+    torch.testing.assert_close(method.collect([], 1).advantages, expected)
+    # Split over reward and cost, the KL keeps its weight of 0.5: (2 - 3)/4 - .5 and so on.
+    split = algorithm(made, [harm(initial=3.0, bound="mean")], kl={"coef": 0.5, "mode": "split"})
+    assert split.returns(experience)[[0, 3]].tolist() == pytest.approx([-0.75, -2.0], abs=1e-6)
 
 
 def test_without_pessimism_the_trainer_is_the_lagrangian_on_the_mean(bench):

@@ -232,7 +232,7 @@ def test_a_policy_learns_under_the_limits_of_both_groups(bench):
     assert before["harm/left"] == pytest.approx(2 + 2 * (float(cost[left].mean()) - 0.05))
     assert before["harm/right"] == pytest.approx(2 + 2 * (0 - 0.05))
     assert before["harm/left"] > 2 > before["harm/right"]
-    assert first.advantages[~left].eq(0).all()
+    assert first.experience.places.table(first.advantages)[~left].eq(0).all()
     seen = learn(method, made, 8)
     costs = [float(one.experience.score("cost")[left].mean()) for one in seen]
     assert costs[-1] < 0.5 * costs[0]
@@ -260,7 +260,7 @@ def test_the_advantage_is_that_of_each_groups_own_lagrangian(bench):
             gain = factor * (float(reward[i]) - mean) / std - 0.1 * float(rows.kl[i].sum())
             returns.append((gain - weight * float(rows.score("cost")[i])) / (1 + weight))
         expected += [value - (sum(returns) - value) / 2 for value in returns]
-    found = torch.stack([line[mask][0] for line, mask in zip(learnable.advantages, rows.response_mask)])
+    found = rows.places.table(learnable.advantages)[:, 0]
     # float32 against float64
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
     assert limits.rewards.weights["left"] != 0.5
@@ -274,11 +274,12 @@ def test_actor_and_critics_meet_one_critic_for_each_limit_not_for_each_group(ben
     learnable = method.collect(made.prompts, 1)
     assert learnable.old_values.keys() == {"value", "value/harm"}
     limits.by_name["harm"]["right"].multiplier = 1e6
-    again = limits.mix(learnable.experience, learnable.advantages, {"harm": learnable.advantages})
+    table = learnable.experience.places.table(learnable.advantages)
+    again = limits.mix(learnable.experience, table, {"harm": table})
     right = torch.tensor([group == "right" for group in learnable.experience.groups])
     # A multiplier of a million leaves the reward a millionth part.
-    torch.testing.assert_close(again[right], -learnable.advantages[right], rtol=0, atol=1e-4)
-    assert not torch.allclose(again[~right], -learnable.advantages[~right])
+    torch.testing.assert_close(again[right], -table[right], rtol=0, atol=1e-4)
+    assert not torch.allclose(again[~right], -table[~right])
     assert {"multiplier/harm/left", "group_weight/left", "reward/right"} <= method.after(learnable).keys()
 
 

@@ -1,14 +1,15 @@
 """What online methods share: limits over processes, batches of an experience, and the numbers of a row."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+from holdfast.engine.distributed import Processes
 from holdfast.errors import UserError
+from holdfast.training.health import measure
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
-from holdfast.training.policy import Learnable, Limits, current_logprobs, describe, readable, stream
+from holdfast.training.policy import Learnable, Limits, average, current_logprobs, describe, readable, stream
 
 
 def harm(name="harm", score="cost", **settings):
@@ -81,8 +82,9 @@ def learnable(experience):
     """Tables in which every cell tells its row and column."""
     rows, columns = experience.old_logprobs.shape
     cells = torch.arange(rows)[:, None] * 1000.0 + torch.arange(columns)
-    marked = replace(experience, old_logprobs=cells)
-    return Learnable(marked, cells + 0.25, {"value": cells + 0.5}, {"value": cells + 0.75}, {})
+    marked = replace(experience, old_logprobs=cells, ref_logprobs=cells + 0.125)
+    column = experience.places.flat(cells)
+    return Learnable(marked, column + 0.25, {"value": column + 0.5}, {"value": column + 0.75}, {})
 
 
 def test_a_batch_keeps_rows_and_tables_together(experience):
@@ -91,20 +93,44 @@ def test_a_batch_keeps_rows_and_tables_together(experience):
     batch = whole.select(chosen)
     assert batch.ids == tuple(experience.rows[i].id for i in chosen)
     width = max(experience.rows[i].length for i in chosen)
-    expected = torch.tensor(chosen)[:, None] * 1000.0 + torch.arange(width)
-    assert torch.equal(batch.old_logprobs, expected)
-    assert torch.equal(batch.advantages, expected + 0.25)
-    assert torch.equal(batch.old_values["value"], expected + 0.5)
-    assert torch.equal(batch.returns["value"], expected + 0.75)
-    for line, i in zip(batch.tokens.input_ids.tolist(), chosen):
-        assert line[: experience.rows[i].length] == experience.rows[i].ids
+    for place, i in enumerate(chosen):
+        row = experience.rows[i]
+        expected = torch.zeros(width)
+        expected[row.prompt_length : row.length] = i * 1000.0 + torch.arange(len(row.response_ids))
+        inside = batch.tokens.response_mask[place]
+        for table, shift in (
+            (batch.old_logprobs, 0.0),
+            (batch.ref_logprobs, 0.125),
+            (batch.advantages, 0.25),
+            (batch.old_values["value"], 0.5),
+            (batch.returns["value"], 0.75),
+        ):
+            assert torch.equal(table[place], (expected + shift) * inside)
+        assert batch.tokens.input_ids[place].tolist()[: row.length] == row.ids
+
+
+def test_answers_that_are_not_kept_are_not_learned(experience):
+    kept = (1, 5, 6)
+    portions = replace(learnable(experience), kept=kept).mini_batches(2, 40, torch.Generator().manual_seed(3))
+    rows = [row for portion in portions for batch in portion for row in batch.old_logprobs.amax(-1).tolist()]
+    assert sorted(int(row) // 1000 for row in rows) == list(kept)
+    assert replace(learnable(experience), kept=()).mini_batches(2, 40, torch.Generator()) == []
+
+
+def test_new_advantages_go_where_the_old_ones_were(experience):
+    batch = learnable(experience).select([4, 0, 7])
+    mask = batch.tokens.response_mask
+    again = batch.with_advantages(torch.arange(float(mask.sum())))
+    assert torch.equal(again.advantages[mask], torch.arange(float(mask.sum())))
+    assert again.advantages[~mask].eq(0).all()
+    assert torch.equal(again.old_logprobs, batch.old_logprobs)
 
 
 def test_every_answer_is_learned_once_per_epoch_within_the_budget(experience):
     whole = learnable(experience)
     portions = whole.mini_batches(steps=2, micro_tokens=40, rng=torch.Generator().manual_seed(3))
     seen = [
-        [int(batch.old_logprobs[i, 0]) // 1000 for batch in one for i in range(batch.tokens.size)] for one in portions
+        [int(row) // 1000 for batch in one for row in batch.old_logprobs.amax(-1)] for one in portions
     ]
     assert sorted(seen[0] + seen[1]) == list(range(experience.size))
     assert [len(one) for one in seen] == [5, 4]
@@ -112,7 +138,7 @@ def test_every_answer_is_learned_once_per_epoch_within_the_budget(experience):
         for batch in one:
             assert batch.tokens.size == 1 or batch.tokens.input_ids.numel() <= 40
     again = whole.mini_batches(2, 40, torch.Generator().manual_seed(4))
-    assert seen[0] != [int(batch.old_logprobs[i, 0]) // 1000 for batch in again[0] for i in range(batch.tokens.size)]
+    assert seen[0] != [int(row) // 1000 for batch in again[0] for row in batch.old_logprobs.amax(-1)]
     assert len(whole.mini_batches(steps=20, micro_tokens=40, rng=torch.Generator())) == experience.size
 
 
@@ -125,39 +151,39 @@ def test_streams_differ_by_seed_iteration_and_rank():
 def test_current_logprobs_are_those_of_the_sampler_before_any_step(bench):
     made = bench()
     experience = made.collector.collect(made.prompts[:3], seed=1)
-    batch = Learnable(experience, experience.old_logprobs, {}, {}, {}).select(range(experience.size))
+    column = experience.places.flat(experience.old_logprobs)
+    batch = Learnable(experience, column, {}, {}, {}).select(range(experience.size))
     now = current_logprobs(made.policy, batch.tokens, temperature=1.0)
     assert now.requires_grad
     # The sampler reads from its cache, this reads whole rows: kernels sum in another order.
-    torch.testing.assert_close(now.detach(), experience.old_logprobs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(now.detach(), batch.old_logprobs, rtol=0, atol=1e-5)
 
 
-def test_a_row_of_metrics_by_hand():
-    old, ref = torch.tensor([[0.0, -1.0, -2.0], [0.0, -0.5, 0.0]]), torch.tensor([[0.0, -1.5, -1.0], [0.0, -1.0, 0.0]])
-    experience = SimpleNamespace(
-        scores={"reward": torch.tensor([1.0, 2.0])},
-        old_logprobs=old,
-        ref_logprobs=ref,
-        kl=old - ref,
-        response_mask=torch.tensor([[False, True, True], [False, True, False]]),
-        truncated=torch.tensor([True, False]),
-        conversations=["a", "b"],
-    )
-    found = describe(experience, lambda rows: {"probed": float(len(rows))})
+def test_a_row_of_metrics_has_scores_health_time_and_what_the_probe_says(experience):
+    found = describe(experience, "reward", lambda rows: {"probed": float(len(rows))})
+    assert found["reward"] == pytest.approx(float(experience.scores["reward"].mean()))
+    assert found["probed"] == experience.size
+    assert found["seconds/score"] == experience.seconds["score"]
+    assert measure(experience, "reward").items() <= found.items()
 
-    def k3(p, q):
-        return 2.718281828459045 ** (q - p) - 1 - (q - p)
 
-    expected = {
-        "reward": 1.5,
-        "kl": ((0.5 - 1.0) + 0.5) / 2,
-        "kl_k3": (k3(-1, -1.5) + k3(-2, -1) + k3(-0.5, -1)) / 2,
-        "entropy": 3.5 / 3,
-        "length": 1.5,
-        "truncated": 0.5,
-        "probed": 2.0,
-    }
-    assert found == pytest.approx(expected, abs=1e-6)
+class OtherProcess:
+    """The first of two processes; the other one knows `theirs`."""
+
+    rank, size = 0, 2
+
+    def __init__(self, theirs):
+        self.theirs = theirs
+
+    def add_up(self, own):
+        other = dict.fromkeys(self.theirs, 1.0) if set(own[0].values()) == {1.0} else self.theirs
+        return {name: own[0].get(name, 0.0) + other.get(name, 0.0) for name in {**own[0], **other}}
+
+
+def test_numbers_are_averaged_over_the_processes_that_know_them():
+    found = average({"kl": 2.0, "source/a/score": 5.0}, OtherProcess({"kl": 4.0, "source/b/score": 7.0}))
+    assert found == {"kl": 3.0, "source/a/score": 5.0, "source/b/score": 7.0}
+    assert average({"kl": 2.0}, Processes()) == {"kl": 2.0}
 
 
 def test_a_few_answers_to_read_are_one_per_prompt(bench):

@@ -74,13 +74,19 @@ def _prompts(row: Row, place: Place) -> Conversation:
     conversation = turns_of(turns, row, place)
     if conversation.messages[-1].role == "system":
         raise ValueError("a conversation must end with a user or an assistant turn")
-    return conversation.model_copy(update={"id": place.base(row)["id"]})
+    return conversation.model_copy(update=_known(row, place))
 
 
 def _completion(row: Row, place: Place) -> Conversation:
     conversation = asked(turns_of(row["prompt"], row, place))
     answered = conversation.answer(answer_of(row["completion"], "completion"))
-    return answered.model_copy(update={"id": place.base(row)["id"]})
+    return answered.model_copy(update=_known(row, place))
+
+
+def _known(row: Row, place: Place) -> dict[str, str]:
+    """What a conversation keeps of the fields every record has."""
+    base = place.base(row)
+    return {"id": base["id"], "source": base["source"]}
 
 
 def _pku_safe_rlhf(row: Row, place: Place) -> DualPair:

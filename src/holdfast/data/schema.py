@@ -71,6 +71,8 @@ class Message(Record):
 class Conversation(Record):
     """Turns in order. It is a prompt when it ends with the user, answered when it ends with the assistant.
 
+    source: where its prompt is from, or its kind; limits and numbers can be told apart by it.
+
     >>> prompt = Conversation.ask("How do I plant a tulip?")
     >>> prompt.answered, prompt.answer("Dig a hole.").answered
     (False, True)
@@ -78,6 +80,7 @@ class Conversation(Record):
 
     messages: tuple[Message, ...] = Field(min_length=1)
     id: str = ""
+    source: str = _optional("")
 
     @classmethod
     def ask(cls, text: str, images: tuple[Image, ...] = (), id: str = "") -> "Conversation":
@@ -86,7 +89,7 @@ class Conversation(Record):
 
     def answer(self, text: str) -> "Conversation":
         """This prompt with an assistant's answer behind it."""
-        return Conversation(messages=(*self.messages, Message.of("assistant", text)), id=self.id)
+        return self.model_copy(update={"messages": (*self.messages, Message.of("assistant", text))})
 
     @property
     def answered(self) -> bool:
@@ -96,7 +99,7 @@ class Conversation(Record):
     @property
     def prompt(self) -> "Conversation":
         """The conversation without its last answer."""
-        return Conversation(messages=self.messages[:-1], id=self.id) if self.answered else self
+        return self.model_copy(update={"messages": self.messages[:-1]}) if self.answered else self
 
     @property
     def response(self) -> str:

@@ -112,7 +112,8 @@ def conversation_of(value: Any, place: Place, loose: list[Image] | None = None) 
             content = [{"type": "text", "text": content}]
         parts = tuple(_part(part, place, loose) for part in content)
         messages.append(Message.model_validate({"role": turn["role"], "content": parts}))
-    return Conversation(messages=tuple(messages), id=str(value.get("id") or "") if isinstance(value, Mapping) else "")
+    named = {key: str(value.get(key) or "") for key in ("id", "source")} if isinstance(value, Mapping) else {}
+    return Conversation(messages=tuple(messages), **named)
 
 
 def asked(conversation: Conversation) -> Conversation:

@@ -54,17 +54,33 @@ class Checkpoints:
             self._tidy()
             temporary.mkdir(parents=True)
             _write(temporary, weights, state, {"step": step, "fingerprint": self.fingerprint})
-            if target.exists():
-                shutil.rmtree(target)
-            temporary.rename(target)
-            _flush(self.folder)
+            self._publish(temporary, target)
         except (OSError, SafetensorError, RuntimeError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise RunError(self._full(target, _bytes(weights) + _bytes(state), error)) from error
         for old in self.steps()[: -self.keep]:
-            # Hidden first: half removed, it must not pass for a checkpoint.
-            shutil.rmtree(self._path(old).rename(self.folder / f".{self._path(old).name}"))
+            self.forget(old)
         return target
+
+    def adopt(self, other: "Checkpoints", step: int) -> Path:
+        """Copy the checkpoint of `step` from another folder; return its own. Raises `RunError` as `save` does."""
+        source, target = other._path(step), self._path(step)
+        try:
+            self._tidy()
+            copied = shutil.copytree(source, self.folder / f".{target.name}")
+            for path in (*copied.rglob("*"), copied):
+                _flush(path)
+            self._publish(copied, target)
+        except OSError as error:
+            size = sum(path.stat().st_size for path in source.rglob("*"))
+            raise RunError(self._full(target, size, error)) from error
+        return target
+
+    def forget(self, step: int) -> None:
+        """Remove the checkpoint of `step`."""
+        self._tidy()
+        # Hidden first: half removed, it must not pass for a checkpoint.
+        shutil.rmtree(self._path(step).rename(self.folder / f".{self._path(step).name}"))
 
     def load(self, step: int, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
         """Put the weights of `step` into `modules` in place and return the state saved beside them.
@@ -93,6 +109,12 @@ class Checkpoints:
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
+
+    def _publish(self, temporary: Path, target: Path) -> None:
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _flush(self.folder)
 
     def _tidy(self) -> None:
         """Remove what a killed run left half written."""

@@ -24,6 +24,7 @@ from holdfast.errors import UserError
 Advance = Callable[[Mapping[str, float]], None]
 
 _RESERVED = {"stage", "step", "seconds", "nonfinite"}
+_RECORDS = ("metrics.jsonl", "samples.jsonl", "alarms.jsonl")
 
 
 class RunFolder:
@@ -74,18 +75,24 @@ class RunFolder:
         """Append one record (a prompt, its response, their scores) to `samples.jsonl`."""
         self._append("samples.jsonl", dict(record))
 
+    def alarm(self, stage: str, step: int, words: str, record: Mapping[str, Any]) -> None:
+        """Append what a guard found to `alarms.jsonl`, and tell the person its `words`."""
+        self._append("alarms.jsonl", {"stage": stage, "step": step, "words": words, **record})
+        if self.processes.is_main:
+            print(f"{stage}: {words}", file=sys.stderr, flush=True)
+
     def rewind(self, stage: str, step: int) -> None:
-        """Drop the rows and samples of `stage` after `step`, and a last line that was cut short."""
+        """Drop what was recorded of `stage` after `step`, and a last line that was cut short."""
         self.processes.barrier()
         if self.processes.is_main:
-            for name in ("metrics.jsonl", "samples.jsonl"):
+            for name in _RECORDS:
                 _keep(self.path / name, lambda row: row.get("stage") != stage or row.get("step", 0) <= step)
         self.processes.barrier()
         self._rows = len(_lines(self.path / "metrics.jsonl"))
 
     def flush(self) -> None:
-        """Wait until the rows and samples have reached the disk; a checkpoint must never be ahead of them."""
-        for name in ("metrics.jsonl", "samples.jsonl"):
+        """Wait until every record has reached the disk; a checkpoint must never be ahead of them."""
+        for name in _RECORDS:
             if self.processes.is_main and (self.path / name).is_file():
                 with (self.path / name).open("a", encoding="utf-8") as file:
                     os.fsync(file.fileno())

@@ -34,7 +34,11 @@ def every(interval: int, step: int) -> bool:
 
 @dataclass
 class Loop:
-    """`total` steps of one stage of a run, of which `done` are done."""
+    """`total` steps of one stage of a run, of which `done` are done.
+
+    finished: asked before every step; true ends the stage there. ended: whether the stage is over before its total,
+    which a step may also say itself.
+    """
 
     run: RunFolder
     stage: str
@@ -42,8 +46,11 @@ class Loop:
     modules: Mapping[str, nn.Module]
     states: Mapping[str, Stateful]
     checkpoint_every: int = 0
+    finished: Callable[[], bool] | None = None
     done: int = 0
+    ended: bool = False
     last: dict[str, float] = field(default_factory=dict)
+    _saved: int = 0
 
     def go(self, advance: Callable[[int], dict[str, float]], seed: int) -> dict[str, float]:
         """Call `advance` with 1, 2, ... `total`, from the last checkpoint on; return its last numbers.
@@ -56,6 +63,8 @@ class Loop:
         self._resume()
         with Interrupt() as interrupt, self.run.progress(self.total, self.stage, self.done) as show:
             for step in range(self.done + 1, self.total + 1):
+                if self._is_over():
+                    break
                 self.last = {name: float(value) for name, value in advance(step).items()}
                 self.done = step
                 show(self.last)
@@ -67,26 +76,36 @@ class Loop:
                         f"{self.stage}: stopped by {interrupt.requested or 'a signal to another process'} "
                         f"at step {step} of {self.total}; resume with the same command"
                     )
+            if self._saved < self.done:
+                self._save()
         return self.last
 
     @property
-    def _checkpoints(self) -> Checkpoints:
+    def checkpoints(self) -> Checkpoints:
+        """Where this stage can be resumed from."""
         return Checkpoints(self.run.path / "checkpoints" / self.stage, fingerprint=self.run.fingerprint)
+
+    def _is_over(self) -> bool:
+        if self.finished is not None and not self.ended:
+            self.ended = self.run.processes.any(self.finished())
+        return self.ended
 
     def _save(self) -> None:
         random = self.run.processes.gather([random_state()])
         if self.run.processes.is_main:
             states = {name: part.state_dict() for name, part in self.states.items()}
             self.run.flush()
-            self._checkpoints.save(self.done, self.modules, {"states": states, "random": random, "last": self.last})
+            state = {"states": states, "random": random, "last": self.last, "ended": self.ended}
+            self.checkpoints.save(self.done, self.modules, state)
         self.run.processes.barrier()
+        self._saved = self.done
 
     def _resume(self) -> None:
-        latest = self._checkpoints.latest()
+        latest = self.checkpoints.latest()
         self.run.rewind(self.stage, latest or 0)
         if latest is None:
             return
-        state = self._checkpoints.load(latest, self.modules)
+        state = self.checkpoints.load(latest, self.modules)
         before, now = len(state["random"]), self.run.processes.size
         if before != now:
             raise UserError(
@@ -96,4 +115,6 @@ class Loop:
         for name, part in self.states.items():
             part.load_state_dict(state["states"][name])
         restore(state["random"][self.run.processes.rank])
-        self.done, self.last = latest, state["last"]
+        # A checkpoint from before stages could end early was written by one that did not.
+        self.done, self.last, self.ended = latest, state["last"], state.get("ended", False)
+        self._saved = latest

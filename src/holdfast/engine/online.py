@@ -1,6 +1,6 @@
 """The loop collect, learn, look back: every method that learns from its own samples is an algorithm of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from holdfast.config import Settings
 from holdfast.engine.distributed import Processes
+from holdfast.engine.guard import Guard, Watch
 from holdfast.engine.log import RunFolder
 from holdfast.engine.loop import Loop, Stateful, every
 from holdfast.engine.seeds import generator
@@ -81,20 +82,28 @@ class OnlineSettings(Settings):
 
 
 class OnlineResult(NamedTuple):
-    """How many iterations the stage has, and the numbers of the last."""
+    """How many iterations were done, and the numbers of the last."""
 
     iterations: int
     metrics: dict[str, float]
 
 
 def run_online(
-    algorithm: Algorithm, prompts: Sequence[Any], settings: OnlineSettings, run: RunFolder, *, stage: str
+    algorithm: Algorithm,
+    prompts: Sequence[Any],
+    settings: OnlineSettings,
+    run: RunFolder,
+    *,
+    stage: str,
+    guard: Guard | None = None,
+    finished: Callable[[], bool] | None = None,
 ) -> OnlineResult:
     """Train the parts of `algorithm` in place, resuming where the run folder's checkpoint of `stage` stands.
 
     Row `metrics.jsonl` per iteration: what `after` returns, and `PART/NAME` for each loss term, gradient norm
-    and rate, averaged over the optimiser steps. Schedules move once per iteration. Raises `UserError` when
-    there are fewer prompts than an iteration takes.
+    and rate, averaged over the optimiser steps. Schedules move once per iteration. A `guard` judges every row, and
+    what it finds is done: snapshots, a rollback, an early end (see `guard.Watch`). `finished` is asked before each
+    iteration; true ends the stage. Raises `UserError` when there are fewer prompts than an iteration takes.
     """
     portion = settings.prompts_per_iteration
     if len(prompts) < portion:
@@ -106,6 +115,8 @@ def run_online(
     }
 
     def advance(number: int) -> dict[str, float]:
+        if watch is not None:
+            watch.begin(number)
         chosen = [prompts[i] for i in take(len(prompts), portion, number - 1, settings.seed)]
         experience = algorithm.collect(processes.shard(chosen), number)
         learned = [
@@ -114,6 +125,8 @@ def run_online(
             for numbers in _learn(algorithm, steps, experience, generator(settings.seed, number, epoch), number)
         ]
         numbers = {**algorithm.after(experience), **_average(learned)}
+        if watch is not None:
+            numbers |= watch.look(number, numbers)
         run.log(stage, number, numbers)
         if every(settings.sample_every, number):
             for record in processes.gather(algorithm.samples(experience)):
@@ -122,8 +135,10 @@ def run_online(
 
     states: dict[str, Stateful] = {f"step/{name}": step for name, step in steps.items()}
     states["algorithm"] = algorithm
-    loop = Loop(run, stage, settings.iterations, algorithm.parts, states, settings.checkpoint_every)
-    return OnlineResult(settings.iterations, loop.go(advance, settings.seed))
+    loop = Loop(run, stage, settings.iterations, algorithm.parts, states, settings.checkpoint_every, finished)
+    watch = None if guard is None else Watch(guard, loop)
+    last = loop.go(advance, settings.seed)
+    return OnlineResult(loop.done, last)
 
 
 def take(size: int, portion: int, number: int, seed: int) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from holdfast.config import Settings
@@ -34,8 +34,9 @@ class OptimiserSettings(Settings):
     """Added to the root of the running square."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Longer gradients are scaled down to this global norm."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the rate falls after the warm-up: not at all, along a line, or along half a cosine."""
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
+    """How the rate falls after the warm-up: not at all, along a line, along half a cosine, or as one over the
+    root of the step, which knows no last step."""
     warmup_ratio: float = Field(default=0.03, ge=0, lt=1)
     """Share of all steps in which the rate rises to its highest."""
 
@@ -48,11 +49,21 @@ def rate(settings: OptimiserSettings, position: int, total: int) -> float:
     [0.5, 1.0, 1.0, 0.5]
     """
     warmup = math.ceil(settings.warmup_ratio * total)
+    if settings.schedule == "inverse_sqrt":
+        return settings.learning_rate * _inverse_sqrt(position, warmup)
     if position < warmup:
         return settings.learning_rate * (position + 1) / warmup
     progress = min((position - warmup) / max(total - warmup, 1), 1.0)
     falls = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}
     return settings.learning_rate * falls[settings.schedule]
+
+
+def _inverse_sqrt(position: int, warmup: int) -> float:
+    """The schedule that PPO-max was released with (arXiv 2307.04964): its warm-up begins at a tenth."""
+    if position < warmup:
+        return max(position / warmup, 0.1)
+    highest = max(warmup, 1)
+    return math.sqrt(highest / max(position, highest))
 
 
 def means(sums: Iterable[Mapping[str, Sum]], processes: Processes) -> dict[str, float]:
@@ -108,6 +119,8 @@ class Step:
         counts: Callable[[Batch], Mapping[str, float]],
         weights: Mapping[str, float],
         position: int | None = None,
+        *,
+        apart: str | None = None,
     ) -> dict[str, float]:
         """Learn from the micro-batches of all processes at once; return the mean of each term, grad_norm and
         lr.
@@ -115,6 +128,10 @@ class Step:
         counts: the items of each loss term in a micro-batch, announced before the loss is computed. A process
         may bring any number of micro-batches, also none. position: where the schedule stands, the number of
         steps done when not given. When no term counts anything, nothing is learned and `empty` is 1.
+
+        apart: a loss term whose weighted gradient is measured against that of all others. `grad_ratio/APART`
+        is the quotient of their norms, left out where the others have no gradient. Its micro-batches hold no
+        other term and come first; the gradients are then added and one optimiser step is made on the sum.
 
         Raises `RunError` and leaves the weights alone when the loss or the gradient is not finite, or when a
         term covers another number of items than announced.
@@ -126,11 +143,16 @@ class Step:
             self.done += 1
             return {"empty": 1.0, "lr": lr}
         self.optimiser.zero_grad()  # another part's loss may have reached these parameters
-        terms = [self._backward(batch, loss, total, weights) for batch in micro_batches]
+        micro_batches, announced, alone = self._apart_first(micro_batches, announced, apart)
+        terms = [self._backward(batch, loss, total, weights) for batch in micro_batches[:alone]]
+        aside = self._set_aside() if apart is not None else []
+        terms += [self._backward(batch, loss, total, weights) for batch in micro_batches[alone:]]
         self._check(micro_batches, terms, announced)
         numbers = means(terms, self.processes)
         self._refuse_non_finite(numbers, micro_batches, terms)
         self.processes.sum_gradients(self.parameters)
+        if apart is not None:
+            numbers |= self._add_back(apart, aside)
         numbers["grad_norm"] = self._clip()
         for group in self.optimiser.param_groups:
             group["lr"] = lr
@@ -164,6 +186,36 @@ class Step:
         if value is not None and value.requires_grad:
             value.backward()
         return {name: Sum(term.total.detach(), term.count) for name, term in terms.items()}
+
+    def _apart_first(
+        self, batches: Sequence[Batch], announced: Sequence[dict[str, float]], apart: str | None
+    ) -> tuple[list[Batch], list[dict[str, float]], int]:
+        """The micro-batches and their counts, those of the term `apart` before the others, and how many it has."""
+        order = sorted(range(len(batches)), key=lambda place: apart not in announced[place])
+        alone = sum(apart in names for names in announced)
+        for place in order[:alone]:
+            if others := sorted(announced[place].keys() - {apart}):
+                raise self._error(
+                    f"a micro-batch of {apart!r}, whose gradient is measured apart, also holds {others}"
+                    f"{_rows(batches[place])}"
+                )
+        return [batches[place] for place in order], [announced[place] for place in order], alone
+
+    def _set_aside(self) -> list[Tensor | None]:
+        """The gradients so far, summed over the processes; the next backward pass begins at none."""
+        self.processes.sum_gradients(self.parameters)
+        aside = [p.grad for p in self.parameters]
+        self.optimiser.zero_grad()
+        return aside
+
+    def _add_back(self, apart: str, aside: Sequence[Tensor | None]) -> dict[str, float]:
+        """Add what was set aside to the gradients; the quotient of the two norms before that."""
+        own = get_total_norm([gradient for gradient in aside if gradient is not None])
+        rest = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        for p, gradient in zip(self.parameters, aside):
+            if gradient is not None:
+                p.grad = gradient if p.grad is None else p.grad.add_(gradient)
+        return {f"grad_ratio/{apart}": float(own / rest)} if rest > 0 else {}
 
     def _check(
         self,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from holdfast.losses.mask import ends
-from holdfast.losses.reduce import Sum, over, precise, same_shape
+from holdfast.losses.reduce import Sum, masked_mean, masked_variance, over, precise, same_shape
 
 
 class TokenRewards(NamedTuple):
@@ -42,12 +42,20 @@ def token_rewards(
 
 
 @torch.no_grad()
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    lam: float | Tensor = 0.95,
+    tail: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """(B, T) advantages and (B, T) returns of each row's response tokens, as if no other column existed.
 
     delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1}, returns A + V (GAE, arXiv
-    1506.02438, eq. 16). The answer ends after its last token: nothing is expected there, whatever a critic
-    says about padding.
+    1506.02438, eq. 16). lam: one number, or (B,) one per answer. The answer ends after its last token: nothing
+    is expected there, whatever a critic says about padding, unless tail, (B,), gives the value of going on,
+    for an answer that was cut short. Raises `ValueError` where shapes differ from these.
 
     >>> mask = torch.tensor([[False, True, True, False]])
     >>> rewards = torch.tensor([[9.0, 0.0, 1.0, 9.0]])
@@ -57,6 +65,12 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     same_shape(rewards=rewards, values=values, mask=mask)
     rewards, values = precise(rewards), precise(values)
     next_value = next_advantage = torch.zeros_like(values[:, 0])
+    if isinstance(lam, Tensor):
+        same_shape(lam=lam, rows=next_value)
+        lam = lam.to(values)
+    if tail is not None:
+        same_shape(tail=tail, rows=next_value)
+        next_value = tail.to(values)
     columns = []
     for reward, value, inside in zip(
         reversed(rewards.unbind(1)), reversed(values.unbind(1)), reversed(mask.unbind(1)), strict=True
@@ -67,6 +81,39 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
         columns.append(next_advantage)
     advantages = torch.stack(columns[::-1], dim=1).where(mask, 0.0)
     return advantages, (advantages + values).where(mask, 0.0)
+
+
+def length_adaptive(lengths: Tensor, alpha: float, floor: float = 0.0) -> Tensor:
+    """(B,) lambda = max(floor, 1 - 1/(alpha l)) of each answer of l tokens, for `gae`.
+
+    VAPO, arXiv 2504.05118: the sum of the weights lambda^t grows with the answer, as alpha l, so that
+    what the last token earned still reaches the first. Below 1/alpha tokens nothing is left of it: `floor`
+    keeps short answers from that. Raises `ValueError` unless alpha > 0 and 0 <= floor <= 1.
+
+    >>> length_adaptive(torch.tensor([20, 100, 500]), alpha=0.05)
+    tensor([0.0000, 0.8000, 0.9600])
+    """
+    if not alpha > 0:
+        raise ValueError(f"alpha must be above 0, got {alpha}")
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor must lie between 0 and 1, got {floor}")
+    return (1 - (alpha * precise(lengths)).reciprocal()).clamp(min=floor)
+
+
+def normalise(values: Tensor, mask: Tensor, clip: float | None = None, among: Tensor | None = None) -> Tensor:
+    """(B, T) values with mean 0 and variance 1 over the mask, then clipped to +-clip; zero outside.
+
+    (A - mean) / sqrt(var + 1e-6) with the population variance, as in PPO-max (arXiv 2307.04964). Of several streams
+    normalise the mixture: each on its own would rescale the multipliers. among: (N,) the values whose mean and
+    variance count, where those of other processes count too.
+
+    >>> normalise(torch.tensor([[1.0, 3.0, 99.0]]), torch.tensor([[True, True, False]]), clip=0.5)
+    tensor([[-0.5000,  0.5000,  0.0000]])
+    """
+    known, where = (values, mask) if among is None else (among, torch.ones_like(among, dtype=torch.bool))
+    spread = (masked_variance(known, where) + 1e-6).sqrt()
+    scaled = ((precise(values) - masked_mean(known, where)) / spread).where(mask, 0.0)
+    return scaled if clip is None else scaled.clamp(-clip, clip)
 
 
 def leave_one_out(returns: Tensor, k: int) -> Tensor:

@@ -97,18 +97,27 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return over(values, mask).mean
 
 
-def whiten(values: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
-    """Scale to unit variance over the masked items, and to mean zero when `shift_mean`; zero elsewhere.
+def masked_variance(values: Tensor, mask: Tensor) -> Tensor:
+    """The population variance of `values` where `mask` is true, as a scalar; zero when the mask is empty.
 
-    >>> x = torch.tensor([1.0, 2.0, 3.0, 99.0])
-    >>> whiten(x, torch.tensor([True, True, True, False])).tolist()
-    [-1.0, 0.0, 1.0, 0.0]
+    >>> masked_variance(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([True, True, False]))
+    tensor(1.)
     """
-    values = precise(values)
-    mean = masked_mean(values, mask)
-    total, count = over((values - mean).square(), mask)
-    scaled = (values - mean) * torch.rsqrt(total / (count - 1).clamp(min=1) + 1e-8)
-    return _kept(scaled if shift_mean else scaled + mean, mask)
+    return masked_mean((precise(values) - masked_mean(values, mask)).square(), mask)
+
+
+def explained_variance(returns: Tensor, values: Tensor, mask: Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns) over the mask: 1 a perfect critic, 0 a constant one.
+
+    Below 0 the critic is worse than a constant. Returns that do not vary leave nothing to explain: 0.
+
+    >>> mask = torch.tensor([True, True, False])
+    >>> explained_variance(torch.tensor([1.0, 3.0, 9.0]), torch.tensor([1.5, 2.5, 0.0]), mask)
+    0.75
+    """
+    same_shape(returns=returns, values=values, mask=mask)
+    error, spread = masked_variance(precise(returns) - precise(values), mask), masked_variance(returns, mask)
+    return float(1 - error / spread) if spread > 0 else 0.0
 
 
 def _kept(values: Tensor, mask: Tensor) -> Tensor:

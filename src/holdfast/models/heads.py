@@ -133,8 +133,7 @@ def from_policy(
     by chance, and the head's gradient is not zero. share: hold the policy's own weight tensors instead of a
     copy, for networks that train adapters over one frozen base (see `with_score_adapter`).
     """
-    if not names or len(set(names)) != len(names):
-        raise UserError(f"scores need distinct names, got {list(names)}; give one name per score")
+    check_names(names)
     if hasattr(policy, "peft_config"):
         raise UserError("a policy with adapters gives no base for a score model; build it before adding adapters")
     base = twin(backbone(policy)) if share else copy.deepcopy(backbone(policy))
@@ -143,11 +142,21 @@ def from_policy(
         noise = torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(seed))
         head.weight.copy_(init_std * noise)
     config = copy.deepcopy(policy.config)
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: i for i, name in enumerate(names)}
+    _label(config, names)
     # Raw scores, not probabilities: servers apply no softmax to a regression.
     config.problem_type = "regression"
     return ScoreModel(_assemble(base, head, config))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise `UserError` unless every output of a head can have a name of its own."""
+    if not names or len(set(names)) != len(names):
+        raise UserError(f"the outputs of a head need distinct names, got {list(names)}; give one name to each")
+
+
+def _label(config: PreTrainedConfig, names: Sequence[str]) -> None:
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
 
 
 def _assemble(base: PreTrainedModel, head: nn.Linear, config: PreTrainedConfig) -> nn.Module:
@@ -169,12 +178,35 @@ def _classifier(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     return kind and type(kind.__name__, (kind,), {**exact, "__module__": kind.__module__})
 
 
-def critic_from(score_model: ScoreModel) -> ScoreModel:
-    """Return a critic: an independent copy of `score_model`, to be read with `token_values`.
+def critic_from(score_model: ScoreModel, names: Sequence[str] | None = None) -> ScoreModel:
+    """Return a critic that starts from `score_model` and learns apart from it, to be read with `token_values`.
 
-    Its folder also loads as `AutoModelForTokenClassification`, whose extra bias starts at zero.
+    Trainable weights are copied and frozen ones shared, so a critic over an adapted base costs one more adapter.
+    names: the streams whose values it predicts, those of the scores when not given. The first value then starts as
+    the first score and every other one at zero; what was known of the scores (scales, borders) is dropped. Its folder
+    also loads as `AutoModelForTokenClassification`, whose extra bias starts at zero.
     """
-    return copy.deepcopy(score_model)
+    frozen = (weight for weight in score_model.parameters() if not weight.requires_grad)
+    critic = copy.deepcopy(score_model, {id(weight): weight for weight in frozen})
+    if names is not None:
+        _predict(critic, names)
+    return critic
+
+
+def _predict(critic: ScoreModel, names: Sequence[str]) -> None:
+    """Give `critic` one value for each of `names` in place of its scores."""
+    check_names(names)
+    # Under an adapter there are two heads: the one that learns, and the base's own behind it.
+    for linear in (module for module in critic.head.modules() if isinstance(module, nn.Linear)):
+        old = linear.weight
+        rows = torch.zeros(len(names), old.shape[1], dtype=old.dtype, device=old.device)
+        rows[0] = old.detach()[0]
+        linear.weight = nn.Parameter(rows, requires_grad=old.requires_grad)
+        linear.out_features = len(names)
+    critic.borders = None
+    for fact in facts(critic.config):
+        setattr(critic.config, fact, None)
+    _label(critic.config, names)
 
 
 def with_score_adapter(score_model: ScoreModel, settings: AdapterSettings) -> ScoreModel:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from holdfast.errors import UserError
-from holdfast.losses.logprob import token_logprobs
+from holdfast.losses.logprob import token_logprobs, token_logprobs_entropy
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -72,21 +72,58 @@ def response_logprobs(
     All tensors are (B, T). The logits are divided by `temperature`, so the result is comparable with what a
     sampler at that temperature recorded. A response cannot begin at the first column: nothing predicts it.
     """
+    hidden = hidden_states(policy, input_ids, attention_mask, position_ids, **images)
+    return logprobs_at(policy, hidden, input_ids, response_mask, temperature=temperature, chunk=chunk)
+
+
+def logprobs_at(
+    policy: nn.Module,
+    hidden: Tensor,
+    input_ids: Tensor,
+    response_mask: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+) -> Tensor:
+    """Return what `response_logprobs` returns, from hidden states (B, T, H) that `hidden_states` gave before.
+
+    One forward pass can so serve the policy's loss and whatever else reads the states (`models.trunk`).
+    """
+    head, states, labels = _predictions(policy, hidden, input_ids, response_mask)
+    found = token_logprobs(states, head.weight, labels, bias=head.bias, temperature=temperature, chunk=chunk)
+    return _placed(found, response_mask)
+
+
+def logprobs_entropy_at(
+    policy: nn.Module,
+    hidden: Tensor,
+    input_ids: Tensor,
+    response_mask: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+) -> tuple[Tensor, Tensor]:
+    """Return (B, T) log-probabilities as `logprobs_at`, and (B, T) entropies of the distributions they belong to."""
+    head, states, labels = _predictions(policy, hidden, input_ids, response_mask)
+    logprobs, entropies = token_logprobs_entropy(
+        states, head.weight, labels, bias=head.bias, temperature=temperature, chunk=chunk
+    )
+    return _placed(logprobs, response_mask), _placed(entropies, response_mask)
+
+
+def _predictions(
+    policy: nn.Module, hidden: Tensor, input_ids: Tensor, response_mask: Tensor
+) -> tuple[nn.Linear, Tensor, Tensor]:
+    """The head, the states (N, H) that it reads, and the N response tokens that they predict."""
     if bool(response_mask[:, 0].any()):
         raise ValueError("response_mask is true in the first column, but no token comes before it to predict it")
-    head = linear_head(policy)
-    hidden = hidden_states(policy, input_ids, attention_mask, position_ids, **images)
     predicted = response_mask[:, 1:]
-    logprobs = token_logprobs(
-        hidden[:, :-1][predicted],
-        head.weight,
-        input_ids[:, 1:][predicted],
-        bias=head.bias,
-        temperature=temperature,
-        chunk=chunk,
-    )
-    result = logprobs.new_zeros(input_ids.shape)
-    return result.masked_scatter(response_mask, logprobs)
+    return linear_head(policy), hidden[:, :-1][predicted], input_ids[:, 1:][predicted]
+
+
+def _placed(found: Tensor, response_mask: Tensor) -> Tensor:
+    """The N numbers `found` at the N response tokens of a (B, T) table, zero elsewhere."""
+    return found.new_zeros(response_mask.shape).masked_scatter(response_mask, found)
 
 
 def linear_head(policy: nn.Module) -> nn.Linear:

@@ -71,7 +71,7 @@ def write(folder: str | Path, settings: WorldSettings) -> Path:
         for i in range(settings.pairs)
     ]
     texts = dict.fromkeys(annotators.draw_request(rng, settings.harmful_share) for _ in range(settings.prompts))
-    prompts = [Conversation.ask(text, id=f"prompt-{i}") for i, text in enumerate(texts)]
+    prompts = [_prompt(f"prompt-{i}", text) for i, text in enumerate(texts)]
     for name, records in zip(FILES.values(), (answered, pairs, prompts), strict=True):
         write_jsonl(records, folder / f"{name}.jsonl")
     _write_extras(folder, settings)
@@ -94,6 +94,11 @@ def _write_extras(folder: Path, settings: WorldSettings) -> None:
     if settings.ratings:
         rng = np.random.default_rng([settings.seed, 2])
         write_jsonl(ratings.draw_ratings(settings.ratings, settings.harmful_share, rng), folder / RATINGS)
+
+
+def _prompt(name: str, text: str) -> Conversation:
+    """A request with its kind for a source: benign, harmful or disguised."""
+    return Conversation.ask(text, id=name).model_copy(update={"source": request(text).kind})
 
 
 def _conversation(number: int, settings: WorldSettings, rng: np.random.Generator) -> Conversation:

@@ -8,12 +8,13 @@ one prompt under shifts. `sample_min` and `worst_group` do not: standardise rewa
 """
 
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from holdfast.losses.moments import Moments
 from holdfast.losses.reduce import Sum, over, precise, same_shape
 
 Key = TypeVar("Key", bound=Hashable)
@@ -120,29 +121,6 @@ def pairwise_calibration(delta: Tensor, weights: Tensor, shares: Tensor) -> Sum:
     return over((share - shares).square())
 
 
-@dataclass
-class _History:
-    """How much was seen of a group, its mean, and the sum of squares around it."""
-
-    seen: float = 0.0
-    mean: float = 0.0
-    squares: float = 0.0
-
-    def add(self, values: Tensor, keep: float) -> None:
-        """Forget by the factor `keep`, then merge the new values in (Chan, Golub and LeVeque 1983)."""
-        values = values.double()
-        n, mean, before = len(values), float(values.mean()), keep * self.seen
-        apart, whole = mean - self.mean, before + len(values)
-        inside = float((values - mean).square().sum())
-        self.squares = keep * self.squares + inside + apart**2 * before * n / whole
-        self.mean += apart * n / whole
-        self.seen = whole
-
-    @property
-    def std(self) -> float:
-        return (self.squares / self.seen) ** 0.5 if self.seen else 0.0
-
-
 class GroupNormaliser:
     """Each group's rewards on a scale of their own: minus the mean and over the spread of the group's history.
 
@@ -161,18 +139,18 @@ class GroupNormaliser:
         if not 0 < keep <= 1:
             raise ValueError(f"keep must lie above 0 and at most at 1, got {keep}")
         self.keep = keep
-        self._groups: dict[str, _History] = {}
+        self._groups: dict[str, Moments] = {}
 
     def observe(self, rewards: Tensor, groups: Sequence[str]) -> None:
         """Add rewards (N,) to the history of the groups (N) they belong to; only groups that occur forget."""
         for name, rows in rows_of(groups).items():
-            self._groups.setdefault(name, _History()).add(rewards[rows], self.keep)
+            self._groups.setdefault(name, Moments()).add(rewards[rows], self.keep)
 
     def __call__(self, rewards: Tensor, groups: Sequence[str]) -> Tensor:
         """(N,) rewards on their groups' scales; a group without spread, or never seen, keeps its scale."""
         result = precise(rewards).clone()
         for name, rows in rows_of(groups).items():
-            history = self._groups.get(name, _History())
+            history = self._groups.get(name, Moments())
             result[rows] = (result[rows] - history.mean) / (history.std or 1.0)
         return result
 
@@ -180,7 +158,7 @@ class GroupNormaliser:
         return {name: asdict(history) for name, history in self._groups.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._groups = {name: _History(**history) for name, history in state.items()}
+        self._groups = {name: Moments(**history) for name, history in state.items()}
 
 
 def rows_of(keys: Iterable[Key]) -> dict[Key, list[int]]:

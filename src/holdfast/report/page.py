@@ -16,8 +16,9 @@ from holdfast.report import plots
 from holdfast.report.audit import audited
 from holdfast.report.compare import comparisons
 from holdfast.report.document import document
-from holdfast.report.panels import policy_drawings, reply_drawings, supervised_drawings
+from holdfast.report.panels import reply_drawings, supervised_drawings
 from holdfast.report.read import Row, Run, as_estimate, as_number, column, evenly, read
+from holdfast.report.training import training
 from holdfast.report.words import (
     MINUS,
     described,
@@ -252,7 +253,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
     ("changes", "Before and after", changes, "summary.json"),
     ("comparisons", "Comparisons", comparisons, "comparisons in summary.json"),
     ("examples", "The same prompts, before and after", examples, "examples in summary.json"),
-    ("policy", "Policy training", policy_drawings, "policy rows in metrics.jsonl"),
+    ("policy", "Policy training", training, "policy rows in metrics.jsonl"),
     ("replies", "Reward and cost of each reply", reply_drawings, "scores.jsonl"),
     ("scores", "Score models", audited, "audit-NAME.json"),
     ("models", "Supervised training", supervised_drawings, "other stages in metrics.jsonl"),

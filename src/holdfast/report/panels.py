@@ -1,19 +1,19 @@
 """What is drawn: which logged numbers share a panel, in which unit, and how to read it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
 
 from holdfast.report import plots
 from holdfast.report.plots import Cloud, Curve, Limit
-from holdfast.report.read import Array, Row, Run, as_number, column, evenly
-from holdfast.report.words import number
+from holdfast.report.read import Array, Row, Run, as_number, column, evenly, numeric_keys
+from holdfast.report.words import MINUS, number
 
 Range = tuple[float, float]
 
-POLICY = "policy"
+POLICY, CRITICS = "policy", "critics"
 MOST_REPLIES = 800  # points per scatter; more would be ink on ink
 
 
@@ -34,9 +34,12 @@ class Panel:
     unit: str
     note: str
     metrics: tuple[tuple[str, str], ...]
-    """Name in the log and label. A name stands for its family too: `cost` covers `cost/toxicity`."""
+    """Name in the log and label. A name stands for its family too: `cost` covers `cost/toxicity`, and `source/*/nll`
+    what stands under any name between."""
     apart: bool = False
     """Members of the family differ in scale and limit, so each gets a panel of its own."""
+    floor: float | None = None
+    """Values below are drawn at it, and the note says so."""
 
     @property
     def scale(self) -> float:
@@ -67,11 +70,70 @@ PANELS = (
         (("multiplier", "multiplier"),),
     ),
     Panel("Distance from the start", "KL, nats", "How far the policy has moved.", (("kl", "KL"),)),
-    Panel("Length", "tokens per reply", "A reward that pays for length shows here.", (("length", "length"),)),
+    Panel(
+        "Length",
+        "tokens per reply",
+        "A reward that pays for length shows here.",
+        (("length", "mean"), ("length_p95", "95% are below")),
+    ),
+)
+
+HEALTH_PANELS = (
+    Panel(
+        "Spread of the score",
+        "score before any scaling",
+        "When the fan opens while the mean rises, a few odd replies win.",
+        (("score/q95", "95%"), ("score/q50", "median"), ("score/q05", "5%"), ("score/sd", "deviation")),
+    ),
+    Panel("Certainty", "nats per token", "Toward zero the policy says always the same.", (("nll", "surprise"),)),
+    Panel("Repetition", "tokens", "The longest run of one token in a reply, on average.", (("repeat_run", "run"),)),
+    Panel(
+        "Variety",
+        "% of pairs of tokens",
+        "How many neighbouring pairs in a reply differ.",
+        (("distinct2", "distinct"),),
+    ),
+)
+
+SOURCE_PANELS = (
+    Panel("Score by source", "mean score", "", (("source/*/score", "score"),)),
+    Panel("Length by source", "tokens per reply", "", (("source/*/length", "length"),)),
+    Panel("Cut off by source", "% of replies", "", (("source/*/truncated", "cut off"),)),
+    Panel("Certainty by source", "nats per token", "", (("source/*/nll", "surprise"),)),
+    Panel("Distance by source", "KL (k3), nats per token", "", (("source/*/kl_token_k3", "KL"),)),
+)
+
+CRITIC_PANELS = (
+    Panel(
+        "Explained variance",
+        "share of the returns' variance",
+        "1 is a perfect critic, 0 one that knows the mean alone.",
+        (("explained_variance", "value"),),
+        floor=-1.0,
+    ),
+    Panel("Error of the critics", "half the squared error", "", (("value_error", "value"),)),
+)
+
+MACHINE_PANELS = (
+    Panel("Weight of the KL", "coefficient", "", (("kl_coef", "coefficient"),)),
+    Panel(
+        "Moments of the score",
+        "score before any scaling",
+        "What scores are scaled by.",
+        (("score_running_mean", "mean"), ("score_running_sd", "deviation")),
+    ),
+    Panel("Scores cut by the clip", "% of replies", "", (("score_clipped", "cut"),)),
+    Panel(
+        "Pull of the language-model term",
+        "its gradient over that of the rest",
+        "Far above 1 the policy learns from its instruction data and little else.",
+        (("grad_ratio", "ratio"),),
+    ),
+    *CRITIC_PANELS,
 )
 
 # Labels of PANELS that are no measurement of the policy, and how they are drawn.
-STYLES = {"bound": "bound", "limit": "limit", "multiplier": "state"}
+STYLES = {"bound": "bound", "limit": "limit", "multiplier": "state", "coefficient": "state"}
 
 # Logged beside the loss terms by every supervised step, and no loss themselves.
 HOUSEKEEPING = {"seconds", "lr", "learning_rate", "grad_norm", "epoch", "tokens", "rows", "examples"}
@@ -79,23 +141,25 @@ HOUSEKEEPING = {"seconds", "lr", "learning_rate", "grad_norm", "epoch", "tokens"
 
 def policy_drawings(run: Run) -> list[Drawing]:
     """Return the curves of policy training, panel by panel; a panel without numbers is left out."""
-    rows = run.stage(POLICY)
-    return [drawing for panel in PANELS for drawing in _panel_drawings(panel, rows)]
+    return panel_drawings(PANELS, run.stage(POLICY))
+
+
+def panel_drawings(panels: Sequence[Panel], rows: Sequence[Row]) -> list[Drawing]:
+    """Return the curves of the rows, panel by panel; a panel without numbers is left out."""
+    return [drawing for panel in panels for drawing in _panel_drawings(panel, rows)]
 
 
 def _panel_drawings(panel: Panel, rows: Sequence[Row]) -> Iterator[Drawing]:
-    members = [
-        (key, key[len(metric) + 1 :], label)
-        for metric, label in panel.metrics
-        for key in _numeric_keys(rows)
-        if key == metric or key.startswith(f"{metric}/")
-    ]
     lines = {}
-    for key, member, label in members:
-        name = label if panel.apart or not member else member
-        lines[member, label] = _curve(rows, key, name, STYLES.get(label, "line"), panel.scale)
+    keys = numeric_keys(rows)
+    for metric, label in panel.metrics:
+        for key in keys:
+            member = _member(key, metric)
+            if member is not None:
+                name = _name(panel, member, label)
+                lines[member, label] = _curve(rows, key, name, STYLES.get(label, "line"), panel.scale)
     if not panel.apart:
-        yield from _drawing(panel.title, panel.unit, panel.note, list(lines.values()))
+        yield from _drawing(panel.title, panel.unit, *_above(panel, list(lines.values())))
         return
     for group in [member for member, label in lines if label == panel.metrics[0][1]]:
         title = f"{panel.title}: {group}" if group else panel.title
@@ -103,15 +167,42 @@ def _panel_drawings(panel: Panel, rows: Sequence[Row]) -> Iterator[Drawing]:
         yield from _drawing(title, panel.unit, panel.note, own)
 
 
+def _member(key: str, metric: str) -> str | None:
+    """The member of the family `metric` that `key` is, empty for the metric itself, None for a stranger."""
+    before, star, after = metric.partition("*")
+    if star:
+        inside = key.startswith(before) and key.endswith(after) and len(key) > len(before) + len(after)
+        return key[len(before) : len(key) - len(after)] if inside else None
+    if key == metric:
+        return ""
+    return key[len(metric) + 1 :] if key.startswith(f"{metric}/") else None
+
+
+def _name(panel: Panel, member: str, label: str) -> str:
+    """What a line is called: as little as tells it from the others of its panel."""
+    if panel.apart or not member:
+        return label
+    return member if len(panel.metrics) == 1 else f"{member}, {label}"
+
+
+def _above(panel: Panel, lines: list[Curve]) -> tuple[str, list[Curve]]:
+    """The panel's note and lines, with the values below its floor lifted to it."""
+    if panel.floor is None or not any((line.values < panel.floor).any() for line in lines):
+        return panel.note, lines
+    floor = f"{panel.floor:g}".replace("-", MINUS)
+    lifted = [replace(line, values=np.maximum(line.values, panel.floor)) for line in lines]
+    return f"{panel.note} Values below {floor} are drawn there.".lstrip(), lifted
+
+
 def supervised_drawings(run: Run) -> list[tuple[str, list[Drawing]]]:
-    """Return the name of every stage but the policy with drawings of its accuracies and its loss terms."""
-    stages = [stage for stage in run.stages if stage != POLICY]
+    """Return the name of every supervised stage with drawings of its accuracies and its loss terms."""
+    stages = [stage for stage in run.stages if stage not in (POLICY, CRITICS)]
     drawn = [(stage, list(_stage_drawings(stage, run.stage(stage)))) for stage in stages]
     return [(stage, drawings) for stage, drawings in drawn if drawings]
 
 
 def _stage_drawings(stage: str, rows: Sequence[Row]) -> Iterator[Drawing]:
-    names = [key for key in _numeric_keys(rows) if key not in HOUSEKEEPING]
+    names = [key for key in numeric_keys(rows) if key not in HOUSEKEEPING]
     accuracies = [key for key in names if "accuracy" in key]
     terms = [key for key in names if not key.startswith("eval/") and key not in accuracies]
     losses = [key for key in names if key.removeprefix("eval/") in terms]
@@ -147,11 +238,6 @@ def _curve(rows: Sequence[Row], key: str, label: str, style: str = "line", scale
     steps, values = column(rows, key)
     dropped = sum(key in row for row in rows) - len(values)
     return Curve(label, steps, scale * values, style, dropped)
-
-
-def _numeric_keys(rows: Sequence[Row]) -> list[str]:
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return [key for key in keys if key != "step" and len(column(rows, key)[0])]
 
 
 def reply_drawings(run: Run) -> list[Drawing]:

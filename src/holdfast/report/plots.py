@@ -26,10 +26,10 @@ from holdfast.report.words import MINUS
 Cloud = tuple[Array, Array, NDArray[np.bool_]]
 Mark = Mapping[str, float | None]
 
-INK, MUTED, GRID, PAPER = "#1d252b", "#66717a", "#dfe3e6", "#fefefd"
+INK, MUTED, GRID, PAPER, BAD = "#1d252b", "#66717a", "#dfe3e6", "#fefefd", "#a3142b"
 SERIES = ("#0069a8", "#c04a00", "#007a5e", "#9b3f86", "#7d6400", "#50607a")
 # The CSS variables of page.css by the colour that stands for them while drawing.
-VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper", BAD: "bad"} | {
     colour: f"series-{i}" for i, colour in enumerate(SERIES, start=1)
 }
 MARKERS = ("o", "^", "s", "D", "v", "P")

@@ -26,6 +26,7 @@ REQUIRED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "metrics.jsonl": {"stage": str, "step": int},
     "scores.jsonl": {"when": str, "reward": (int, float), "cost": (int, float)},
     "samples.jsonl": {"prompt": object, "response": object},
+    "alarms.jsonl": {"stage": str, "step": int, "words": str},
 }
 
 
@@ -43,6 +44,8 @@ class Run:
     metrics: tuple[Row, ...]
     scores: tuple[Row, ...]
     samples: tuple[Row, ...]
+    alarms: tuple[Row, ...]
+    """What the detector of collapse found, in the order in which it did."""
     audits: Mapping[str, Row]
     """What score models are worth, by the NAME of `audit-NAME.json`."""
 
@@ -80,6 +83,7 @@ def read(folder: str | Path) -> Run:
         metrics=_json_lines(folder / "metrics.jsonl"),
         scores=_json_lines(folder / "scores.jsonl"),
         samples=_json_lines(folder / "samples.jsonl"),
+        alarms=_json_lines(folder / "alarms.jsonl"),
         audits={file.stem.removeprefix("audit-"): _audit(file) for file in sorted(folder.glob("audit-*.json"))},
     )
     _one_verdict(run, folder)
@@ -121,6 +125,16 @@ def column(rows: Sequence[Row], key: str) -> tuple[Array, Array]:
     pairs = [(as_number(row.get("step")), as_number(row.get(key))) for row in rows]
     kept = np.array([pair for pair in pairs if None not in pair], dtype=float).reshape(-1, 2)
     return kept[:, 0], kept[:, 1]
+
+
+def numeric_keys(rows: Sequence[Row]) -> list[str]:
+    """Return the names under which any row holds a finite number, in the order in which they first appear.
+
+    >>> numeric_keys([{"step": 1, "kl": 0.5, "stage": "policy"}, {"step": 2, "kl": None, "reward": 1.0}])
+    ['kl', 'reward']
+    """
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return [key for key in keys if key != "step" and any(as_number(row.get(key)) is not None for row in rows)]
 
 
 def evenly(rows: Sequence[Row], most: int) -> list[Row]:

@@ -1,20 +1,22 @@
 """What an online method learns from: sampled answers with their scores and both policies' log-probabilities."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.config import Settings
-from holdfast.data.collate import Batch, micro_batches, pad
+from holdfast.data.collate import micro_batches, pad
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Encoded, Template
 from holdfast.errors import UserError
 from holdfast.losses.logprob import kl_k1
 from holdfast.models.policy import evaluating, response_logprobs
+from holdfast.rollout.ragged import Ragged
 from holdfast.rollout.types import Generator, Sampling
 
 Score = Callable[[Sequence[Conversation]], dict[str, Tensor]]
@@ -35,9 +37,10 @@ class RolloutSettings(Settings):
 class Experience:
     """N = P x K answered prompts, the K answers to one prompt standing together.
 
-    old_logprobs, ref_logprobs: (N, T) of the sampling policy and of the reference, zero outside the response;
-    scores: one (N,) per name; truncated: (N,) true where an answer did not end by itself; groups: per row the group of
-    the person who asked, empty when nobody said.
+    old_logprobs, ref_logprobs: (N, R) of the sampling policy and of the reference, column t being the t-th token of the
+    response, zero behind its end; scores: one (N,) per name; truncated: (N,) true where an answer did not end by itself;
+    groups: per row the group of the person who asked, or the source of the prompt, empty when nobody said; seconds:
+    what sampling, reference and scoring took.
     """
 
     rows: list[Encoded]
@@ -49,6 +52,7 @@ class Experience:
     truncated: Tensor
     per_prompt: int
     groups: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -56,21 +60,18 @@ class Experience:
         return len(self.rows)
 
     @property
-    def batch(self) -> Batch:
-        """All rows, padded on the right."""
-        return pad(self.rows, pad_id=self.pad_id)
+    def places(self) -> Ragged:
+        """Where the tokens of each response stand in flat columns."""
+        return places(self.rows)
 
     @property
     def response_mask(self) -> Tensor:
-        """(N, T) true on sampled tokens, the end token included."""
-        mask = torch.zeros(self.old_logprobs.shape, dtype=torch.bool)
-        for line, row in zip(mask, self.rows, strict=True):
-            line[row.prompt_length : row.length] = True
-        return mask
+        """(N, R) true on sampled tokens, the end token included."""
+        return self.places.mask
 
     @property
     def kl(self) -> Tensor:
-        """(N, T) k1 estimate, log pi_old - log pi_ref, zero outside the response."""
+        """(N, R) k1 estimate, log pi_old - log pi_ref, zero behind the end."""
         return kl_k1(self.old_logprobs, self.ref_logprobs)
 
     def score(self, name: str) -> Tensor:
@@ -104,36 +105,57 @@ class Collector:
         sampling, k = self.settings.sampling, self.settings.samples_per_prompt
         sampling.require_unbiased()
         starts = [self.template.prompt(prompt) for prompt in prompts]
-        samples = self.generator.generate(starts, k, sampling, seed)
+        watch = Stopwatch()
+        with watch("generate"):
+            samples = self.generator.generate(starts, k, sampling, seed)
         rows = [self.template.continue_with(starts[s.prompt_index], s.response_ids) for s in samples]
         conversations = [prompts[s.prompt_index].answer(self.template.decode(s.response_ids)) for s in samples]
-        width = max(row.length for row in rows)
-        old = torch.zeros(len(rows), width)
-        for line, row, sample in zip(old, rows, samples, strict=True):
-            line[row.prompt_length : row.length] = torch.tensor(sample.logprobs)
-        with self.reference() as frozen:
+        old = places(rows).table(torch.tensor([value for sample in samples for value in sample.logprobs]))
+        with watch("reference"), self.reference() as frozen:
             ref = logprobs(frozen, rows, self.template.pad_id, sampling.temperature, self.settings.micro_tokens)
+        with watch("score"):
+            scores = self.score(conversations)
         return Experience(
             rows=rows,
             conversations=conversations,
             pad_id=self.template.pad_id,
             old_logprobs=old,
             ref_logprobs=ref,
-            scores=self.score(conversations),
+            scores=scores,
             truncated=torch.tensor([row.truncated for row in rows]),
             per_prompt=k,
             groups=() if self.group_of is None else tuple(self.group_of(prompts[s.prompt_index]) for s in samples),
+            seconds=watch.seconds,
         )
 
 
+class Stopwatch:
+    """Seconds spent in named phases, by the clock on the wall."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add the time inside the block to `phase`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+
+def places(rows: Sequence[Encoded]) -> Ragged:
+    """Where the responses' tokens of the rows stand in flat columns."""
+    return Ragged([row.length - row.prompt_length for row in rows])
+
+
 def logprobs(policy: nn.Module, rows: Sequence[Encoded], pad_id: int, temperature: float, micro_tokens: int) -> Tensor:
-    """(N, T) log-probabilities of the rows' responses on the CPU, without gradient, zero elsewhere."""
-    result = torch.zeros(len(rows), max(row.length for row in rows))
+    """(N, R) log-probabilities of the rows' response tokens on the CPU, without gradient, zero behind their ends."""
+    found: dict[int, Tensor] = {}
     device = next(policy.parameters()).device
     with evaluating(policy):
         for chosen in micro_batches([row.length for row in rows], micro_tokens):
             batch = pad([rows[i] for i in chosen], pad_id=pad_id).to(device)
-            found = response_logprobs(
+            values = response_logprobs(
                 policy,
                 batch.input_ids,
                 batch.attention_mask,
@@ -142,5 +164,6 @@ def logprobs(policy: nn.Module, rows: Sequence[Encoded], pad_id: int, temperatur
                 temperature=temperature,
                 **batch.extra,
             )
-            result[chosen, : found.shape[1]] = found.float().cpu()
-    return result
+            own = values[batch.response_mask].float().cpu()
+            found |= zip(chosen, own.split([rows[i].length - rows[i].prompt_length for i in chosen]))
+    return places(rows).table(torch.cat([found[i] for i in range(len(rows))]))

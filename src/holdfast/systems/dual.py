@@ -4,6 +4,7 @@ Each function is one stage; the systems put them in order.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,26 @@ from torch import nn
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Template
 from holdfast.engine.log import RunFolder
+from holdfast.engine.online import OnlineResult
 from holdfast.engine.seeds import seed_everything
 from holdfast.errors import UserError
 from holdfast.evaluate.policy import TRUTH, Exam, Outcome, examine
 from holdfast.models.adapters import AdapterSettings, with_adapter
-from holdfast.models.heads import ScoreModel, from_policy, with_score_adapter
+from holdfast.models.heads import ScoreModel, from_policy, load_score_model, with_score_adapter
+from holdfast.models.load import load_tokenizer
 from holdfast.pocket import oracles, world
 from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer, Scorer
-from holdfast.rollout.experience import RolloutSettings
+from holdfast.rollout.experience import Collector, RolloutSettings
 from holdfast.rollout.generate import TransformersGenerator
 from holdfast.systems import reading, stages
+from holdfast.systems.outlook import LookAhead, look_ahead, suggestion
 from holdfast.systems.scores import CostStage, RewardStage, Shop, Zero, train_cost, train_reward
+from holdfast.training.groups import GroupLimits
+from holdfast.training.kl import KlSettings
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
+from holdfast.training.monitor import LEVELS, MonitorSettings
+from holdfast.training.policy import Limits
+from holdfast.training.scores import ScoreSettings
 
 
 class DualSettings(stages.RunSettings):
@@ -36,10 +45,20 @@ class DualSettings(stages.RunSettings):
     reward: RewardStage | None = RewardStage()
     """The reward model; null when no pair says what is helpful: the policy then only keeps the limit and stays
     as close to its start as it can."""
-    cost: CostStage = CostStage()
+    cost: CostStage | None = CostStage()
     """The cost model."""
     constraint: ConstraintSettings = ConstraintSettings()
     """The limit the policy has to keep."""
+    constraints: tuple[ConstraintSettings, ...] = ()
+    """Further limits, on the reward, on the cost or on a score of `scorers`, each with a name of its own."""
+    scorers: tuple[stages.Model, ...] = ()
+    """Folders of further score models, as a run of `score_model` writes them; each reads with its own tokenizer."""
+    limit_by_source: bool = False
+    """Hold every limit for each source of prompts by itself (`source` in their file, or else their harm category)."""
+    monitor: MonitorSettings = MonitorSettings()
+    """The collapse detector."""
+    look_ahead: LookAhead | None = LookAhead()
+    """Say before training whether the limits are within reach; null does not."""
     rollout: RolloutSettings = RolloutSettings()
     """How answers are sampled, in training and in the safety test alike."""
 
@@ -54,30 +73,62 @@ class Bench:
     policy: nn.Module
     template: Template
     reward: ScoreModel | None
-    cost: ScoreModel
-    zero: Zero
+    cost: ScoreModel | None
+    zero: Zero | None
+    others: tuple[Scorer, ...]
     facts: dict[str, Any]
     models: Path
     """Folder that holds the saved reward and cost models."""
 
     @property
     def scorer(self) -> Scorer:
-        """Reward and cost side by side; without a reward model the reward is zero everywhere."""
+        """Reward, cost and the other scores side by side; without a reward model the reward is zero everywhere."""
         tokens = self.settings.rollout.micro_tokens
         reward: Scorer = FunctionScorer(("reward",), lambda rows: [[0.0] for _ in rows])
         if self.reward is not None:
             reward = ModelScorer(self.reward, self.template, tokens)
-        return JointScorer([reward, ModelScorer(self.cost, self.template, tokens)])
+        # One network may give both scores, and then one pass does.
+        apart = [] if self.cost is None or self.cost is self.reward else [self.cost]
+        return JointScorer([reward, *(ModelScorer(one, self.template, tokens) for one in apart), *self.others])
 
     @property
     def generator(self) -> TransformersGenerator:
         """A sampler over the policy as it is now."""
         return TransformersGenerator(self.policy, self.template.stop_ids, self.template.pad_id)
 
-    def constraint(self, **changes: Any) -> Constraint:
-        """The limit with its calibration."""
-        settings = self.settings.constraint.model_copy(update=changes)
-        return stages.limit(settings, self.zero.value, self.zero.calibration)
+    def constraints(self, **changes: Any) -> list[Constraint]:
+        """Every limit with its calibration, the one on the cost first; `changes` to its settings."""
+        every = (
+            *([self.settings.constraint.model_copy(update=changes)] if self.zero else []),
+            *self.settings.constraints,
+        )
+        found = []
+        for one in every:
+            known = self.zero if self.zero and one.score == "cost" else None
+            found.append(stages.limit(one, known.value if known else 0.0, known.calibration if known else None))
+        return found
+
+    def limits(self, **changes: Any) -> Limits:
+        """The limits of the policy, for each source of prompts by itself where that is asked for."""
+        if not self.settings.limit_by_source:
+            return Limits(self.constraints(**changes))
+        sources = sorted({prompt.source for prompt in self.pools.practise})
+        if "" in sources:
+            raise UserError("limit_by_source needs a source for every prompt; give `source` in the prompts' rows")
+        return GroupLimits(self.constraints(**changes), sources)
+
+    def collector(self, reference: Callable[[], AbstractContextManager[nn.Module]]) -> Collector:
+        """Prompts in, scored answers of the policy out."""
+        sourced = any(prompt.source for prompt in self.pools.practise)
+        return Collector(
+            self.policy,
+            reference,
+            self.generator,
+            self.template,
+            stages.scores_by_name(self.scorer),
+            self.settings.rollout,
+            (lambda prompt: prompt.source) if sourced else None,
+        )
 
 
 def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Pools], object] | None = None) -> Bench:
@@ -116,8 +167,17 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Poo
     reward = train_reward(settings.reward, shop, shared["reward"]) if settings.reward else None
     if reward is None:
         stages.say("reward: none; the policy stays as close to its start as the limit allows")
-    cost, zero = train_cost(settings.cost, shop, shared["cost"])
-    return Bench(settings, run, pools, policy, template, reward, cost, zero, facts, run.path / "models")
+    cost, zero = train_cost(settings.cost, shop, shared["cost"]) if settings.cost else (None, None)
+    others = tuple(other_scorer(model, settings) for model in settings.scorers)
+    return Bench(settings, run, pools, policy, template, reward, cost, zero, others, facts, run.path / "models")
+
+
+def other_scorer(model: stages.Model, settings: DualSettings) -> Scorer:
+    """A saved score model that reads text with the tokenizer in its own folder, whatever the policy's is."""
+    found = load_score_model(model)
+    words = load_tokenizer(model.name or "", trust_remote_code=model.trust_remote_code, revision=model.revision)
+    template = Template(words, max_length=settings.text.max_length, chat_template=settings.text.chat_template)
+    return ModelScorer(found, template, settings.rollout.micro_tokens)
 
 
 def _adapted(policy: nn.Module, name: str, adapter: AdapterSettings) -> ScoreModel:
@@ -172,9 +232,9 @@ def probe(conversations: Any) -> dict[str, float]:
 
 
 def compare(bench: Bench, before: Outcome, after: Outcome) -> dict[str, Any]:
-    """The before and after part of the summary; writes `scores.jsonl` for the scatter."""
-    rows = []
-    for when, outcome in (("before", before), ("after", after)):
+    """The before and after part of the summary; writes `scores.jsonl` for the scatter of cost and reward."""
+    rows: list[dict[str, Any]] = []
+    for when, outcome in (("before", before), ("after", after)) if bench.cost else ():
         for i, one in enumerate(outcome.conversations):
             row = {"when": when, **{name: float(values[i]) for name, values in outcome.scores.items()}}
             if outcome.truth:
@@ -203,6 +263,33 @@ def _examples(before: Outcome, after: Outcome) -> list[dict[str, str]]:
     ]
 
 
+def outlook_of(
+    bench: Bench, collector: Collector, limits: Limits, reward: str, kl: KlSettings, score: ScoreSettings | None = None
+) -> dict[str, Any]:
+    """What can be said of the limits before the policy moves; the arguments are those of `look_ahead`."""
+    if not limits.patterns or bench.settings.look_ahead is None:
+        return {}
+    facts: dict[str, Any] = {
+        "reach": look_ahead(bench.settings.look_ahead, collector, bench.pools.practise, limits, reward, kl, score)
+    }
+    main = limits.patterns[0]
+    if bench.zero and main.settings.measure == "logit" and facts["reach"]:
+        now = main.sign * facts["reach"][main.name]["cost_now"]
+        facts["suggested_threshold"] = suggestion(bench.scorer, bench.pools.held_out_pairs, main, now)
+    return facts
+
+
+def told(limits: Limits, result: OnlineResult) -> dict[str, Any]:
+    """Say what the limits and the monitor have to say at the end; return it for the summary."""
+    for warning in limits.warnings():
+        stages.say(warning)
+    watched = ("reward", *(f"{kind}/{name}" for name in limits.multipliers for kind in ("cost", "multiplier")), "kl")
+    numbers = {name: result.metrics[name] for name in watched if name in result.metrics}
+    stages.say(f"policy: {result.iterations} iterations, last {stages.numbers(numbers)}")
+    level = LEVELS[int(result.metrics["alarm/level"])]
+    return {"limits": {"warnings": limits.warnings(), "multipliers": limits.multipliers}, "alarm": level}
+
+
 def exam(bench: Bench, reference: Any) -> Outcome:
     """Examine the policy as it is now."""
     return examine(exam_of(bench), bench.generator, bench.policy, reference)
@@ -210,6 +297,7 @@ def exam(bench: Bench, reference: Any) -> Outcome:
 
 def finish(bench: Bench, summary: Mapping[str, Any], began: float, method: str) -> dict[str, Any]:
     """Write `summary.json`: the results, the models' held-out accuracies, time and memory."""
-    zero = {"value": bench.zero.value, "source": bench.zero.source, "words": bench.zero.words}
-    whole = {"method": method, "seed": bench.settings.seed, **summary, **bench.facts, "zero": zero}
+    whole = {"method": method, "seed": bench.settings.seed, **summary, **bench.facts}
+    if bench.zero:
+        whole["zero"] = {name: getattr(bench.zero, name) for name in ("value", "source", "words")}
     return stages.conclude(bench.run, whole, began)

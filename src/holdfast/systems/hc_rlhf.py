@@ -40,9 +40,10 @@ from holdfast.engine.log import RunFolder
 from holdfast.engine.online import OnlineSettings, run_online
 from holdfast.engine.step import OptimiserSettings
 from holdfast.models.save import digest as model_digest
-from holdfast.rollout.experience import Collector
 from holdfast.systems import dual, reading, safety_test, stages
+from holdfast.systems.scores import CostStage
 from holdfast.training.group import LeaveOneOut, LeaveOneOutSettings
+from holdfast.training.monitor import Monitor
 from holdfast.training.policy import Limits
 
 
@@ -60,6 +61,8 @@ class HcRlhf(dual.DualSettings):
 
     system: Literal["hc_rlhf"] = "hc_rlhf"
     """Which system this recipe is for."""
+    cost: CostStage = CostStage()
+    """The cost model."""
     method: Literal["pessimistic", "mean", "reward_only"] = "pessimistic"
     """The pessimistic limit; the limit on the mean alone (kappa = 0); or no limit at all."""
     policy: LeaveOneOutSettings = LeaveOneOutSettings()
@@ -93,24 +96,17 @@ def proceed(settings: HcRlhf, bench: dual.Bench, began: float) -> dict[str, Any]
     plan = plan_test(settings, bench)
     reference = stages.frozen_reference(bench.policy)
     before = dual.exam(bench, reference)
-    improve(settings, bench, reference)
+    facts = improve(settings, bench, reference)
     after = dual.exam(bench, reference)
     compared = dual.compare(bench, before, after)
     verdict = stages.on_main(bench.run, lambda: certify(settings, bench, plan))
-    return dual.finish(bench, {**verdict, **compared}, began, settings.method)
+    return dual.finish(bench, {**verdict, **facts, **compared}, began, settings.method)
 
 
-def improve(settings: HcRlhf, bench: dual.Bench, reference: Any) -> None:
+def improve(settings: HcRlhf, bench: dual.Bench, reference: Any) -> dict[str, Any]:
     """Candidate selection: maximise the reward while U stays below the threshold."""
-    limits = Limits([] if settings.method == "reward_only" else [limit(settings, bench)])
-    collector = Collector(
-        bench.policy,
-        reference,
-        bench.generator,
-        bench.template,
-        stages.scores_by_name(bench.scorer),
-        settings.rollout,
-    )
+    limits, collector = limits_of(settings, bench), bench.collector(reference)
+    facts = dual.outlook_of(bench, collector, limits, settings.policy.reward, settings.policy.kl)
     algorithm = LeaveOneOut(
         collector,
         stages.offset(settings.policy, settings.seed),
@@ -118,23 +114,24 @@ def improve(settings: HcRlhf, bench: dual.Bench, reference: Any) -> None:
         limits,
         dual.probe if settings.pocket else None,
     )
+    monitor = Monitor(settings.monitor, algorithm.kl)
     online = stages.offset(settings.online, settings.seed)
-    result = run_online(algorithm, bench.pools.practise, online, bench.run, stage="policy")
-    for warning in limits.warnings():
-        stages.say(warning)
-    shown = ("reward", "cost/harm", "multiplier/harm", "kl")
-    numbers = {name: result.metrics[name] for name in shown if name in result.metrics}
-    stages.say(f"policy: {result.iterations} iterations, last {stages.numbers(numbers)}")
+    result = run_online(algorithm, bench.pools.practise, online, bench.run, stage="policy", guard=monitor)
+    facts |= dual.told(limits, result)
     stages.keep(bench.run, bench.policy, bench.template, dual.probe_answers(bench.pools), "candidate")
+    return facts
 
 
-def limit(settings: HcRlhf, bench: dual.Bench) -> Any:
-    """The constraint of the method; `mean` is the clean ablation kappa = 0."""
-    return bench.constraint(**({"bound": "mean"} if settings.method == "mean" else {}))
+def limits_of(settings: HcRlhf, bench: dual.Bench) -> Limits:
+    """The limits of the method: none, or on the mean alone (the clean ablation kappa = 0), or pessimistic."""
+    if settings.method == "reward_only":
+        return Limits([])
+    return bench.limits(**({"bound": "mean"} if settings.method == "mean" else {}))
 
 
 def plan_test(settings: HcRlhf, bench: dual.Bench) -> Plan | None:
     """The plan of the safety test, complete before the policy is improved; None when no limit has a meaning."""
+    assert bench.zero is not None, "this system always has a cost model"
     if bench.zero.source == "none":
         return None
     plan = make_plan(settings, bench.pools, bench.zero.value, bench.zero.source)
@@ -156,6 +153,7 @@ def make_plan(settings: HcRlhf, pools: reading.Pools, zero: float, source: safet
 
 def certify(settings: HcRlhf, bench: dual.Bench, plan: Plan | None) -> dict[str, Any]:
     """The safety test: write certificate and evidence, and release the policy only when CERTIFIED."""
+    assert bench.zero is not None, "this system always has a cost model"
     if plan is None:
         stages.say(f"no safety test: {bench.zero.words}")
         limit_facts = {"tau": settings.constraint.threshold, "delta": settings.constraint.delta}

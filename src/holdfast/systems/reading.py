@@ -237,5 +237,12 @@ def _answered(record: Readable) -> Conversation:
 
 def _distinct(records: Sequence[Readable]) -> list[Conversation]:
     """One prompt of each cluster, in the order of the records."""
-    found = {keys(record)[0]: prompt_of(record).model_copy(update={"id": record.id}) for record in reversed(records)}
+    found = {keys(record)[0]: _prompt(record) for record in reversed(records)}
     return list(found.values())[::-1]
+
+
+def _prompt(record: Readable) -> Conversation:
+    """The record's prompt under its name, and with its source or else the first harm category it was given."""
+    categories = sum(getattr(record, "categories", ()), ()) if isinstance(record, DualPair) else ()
+    source = record.source or next(iter(categories), "")
+    return prompt_of(record).model_copy(update={"id": record.id, "source": source})

@@ -14,6 +14,7 @@ Equation map:
 * A = (A_r - lambda A_c) / (1 + lambda)                          `losses.advantage.mix`
 * clipped surrogate and clipped value loss                       `losses.surrogate.clipped_ratio`, `clipped_value`
 * log lambda step (eq. 31), projected step (Safe RLHF-V, eq. 8)  `losses.dual.update`
+* PTX loss beside the surrogate                                  `training.ptx.PtxRows`
 
 Departures, each with its reason:
 
@@ -24,77 +25,36 @@ Departures, each with its reason:
 3. The response mask comes from lengths. The published trainer for images fills it with ones, so padding earns
    rewards, and reads scores at the last column, which may be padding.
 4. Limits are set on the scale of `constraint.measure`; `logit` with threshold -d is the published constraint.
+5. PTX is off unless asked for, and then both gradients make one step; `preset: safe-rlhf` is the published script.
+6. More limits than one, each for all prompts or for each source of them, and a look ahead at whether they can be met.
 """
 
-import time
 from pathlib import Path
 from typing import Any, Literal
 
-from holdfast.engine.log import RunFolder
-from holdfast.engine.online import OnlineSettings, run_online
-from holdfast.engine.step import OptimiserSettings
-from holdfast.models.heads import critic_from, from_policy
-from holdfast.rollout.experience import Collector
-from holdfast.systems import dual, stages
-from holdfast.training.actor_critic import ActorCritic, ActorCriticSettings
+from holdfast.systems import ppo
+from holdfast.systems.scores import CostStage
+from holdfast.training.actor_critic import ActorCriticSettings
 from holdfast.training.lagrangian import ConstraintSettings
-from holdfast.training.policy import Limits
 
 
-class SafeRlhfV(dual.DualSettings):
+class SafeRlhfV(ppo.PpoRun):
     """Everything a run of Safe RLHF can be told."""
 
     system: Literal["safe_rlhf_v"] = "safe_rlhf_v"
     """Which system this recipe is for."""
+    cost: CostStage = CostStage()
+    """The cost model."""
     constraint: ConstraintSettings = ConstraintSettings(measure="logit", threshold=0.0, bound="mean")
     """The limit on the expected cost."""
     ppo: ActorCriticSettings = ActorCriticSettings()
     """How the policy learns."""
-    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-6)
-    """The policy's optimiser."""
-    critic_optimiser: OptimiserSettings = OptimiserSettings(learning_rate=5e-6, schedule="constant")
-    """The optimiser of each critic."""
-    online: OnlineSettings = OnlineSettings()
-    """How long the policy is improved."""
 
 
 def run(settings: SafeRlhfV, folder: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
-    """Run all stages in `folder`, resuming what is finished there; return the summary."""
-    began = time.monotonic()
-    run_folder = RunFolder(folder, settings, trackers=settings.trackers, overwrite=overwrite)
-    bench = dual.prepare(settings, run_folder)
-    reference = stages.frozen_reference(bench.policy)
-    before = dual.exam(bench, reference)
-    improve(settings, bench, reference)
-    after = dual.exam(bench, reference)
-    summary = {"verdict": None, "reason": "not_tested", **dual.compare(bench, before, after)}
-    return dual.finish(bench, summary, began, "safe_rlhf_v")
+    """Run all stages in `folder`, resuming what is finished there; return the summary.
 
-
-def improve(settings: SafeRlhfV, bench: dual.Bench, reference: Any) -> None:
-    """PPO under the limit; each critic starts from the model whose stream it predicts."""
-    constraint = bench.constraint()
-    limits = Limits([constraint])
-    collector = Collector(
-        bench.policy,
-        reference,
-        bench.generator,
-        bench.template,
-        stages.scores_by_name(bench.scorer),
-        settings.rollout,
-    )
-    reward_critic = critic_from(bench.reward) if bench.reward else from_policy(bench.policy, ("value",))
-    critics = {"value": reward_critic, f"value/{constraint.name}": critic_from(bench.cost)}
-    algorithm = ActorCritic(
-        collector,
-        critics,
-        stages.offset(settings.ppo, settings.seed),
-        {"policy": settings.optimiser, "critic": settings.critic_optimiser},
-        limits,
-        dual.probe if settings.pocket else None,
-    )
-    online = stages.offset(settings.online, settings.seed)
-    run_online(algorithm, bench.pools.practise, online, bench.run, stage="policy")
-    for warning in limits.warnings():
-        stages.say(warning)
-    stages.keep(bench.run, bench.policy, bench.template, dual.probe_answers(bench.pools), "policy")
+    Reward and cost model from dual-labelled pairs; the reference examined; critics that start from the models whose
+    stream they predict; PPO on the Lagrangian while the multiplier answers to the cost; the policy examined.
+    """
+    return ppo.run(settings, folder, "safe_rlhf_v", overwrite=overwrite)

@@ -5,6 +5,7 @@ G = (clip(R - beta KL) - sum_j lambda_j c_j) / (1 + sum_j lambda_j).
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -17,7 +18,17 @@ from holdfast.losses.advantage import leave_one_out
 from holdfast.losses.reduce import Sum
 from holdfast.losses.surrogate import clipped_ratio
 from holdfast.rollout.experience import Collector, Experience
+from holdfast.training.kl import KlController, KlSettings
 from holdfast.training.policy import Learnable, Limits, PolicyBatch, PolicyMethod, Probe, current_logprobs
+
+
+class RewardKl(KlSettings):
+    """The penalty as HC-RLHF has it: inside the reward."""
+
+    coef: float = Field(0.05, ge=0)
+    """Weight beta of the KL of a whole answer."""
+    mode: Literal["split", "reward_only"] = "reward_only"
+    """`reward_only` takes it from the reward, where it fades as multipliers grow; `split` from every cost too."""
 
 
 class LeaveOneOutSettings(Settings):
@@ -25,8 +36,8 @@ class LeaveOneOutSettings(Settings):
 
     reward: str = "reward"
     """The score to maximise."""
-    kl: float = Field(0.05, ge=0)
-    """Weight beta of the KL to the reference, inside the reward."""
+    kl: RewardKl = RewardKl()
+    """The penalty for leaving the reference."""
     reward_clip: float = Field(50.0, gt=0)
     """Reward minus KL is clipped to plus and minus this."""
     truncation_penalty: float = Field(0.0, ge=0)
@@ -55,7 +66,8 @@ class LeaveOneOut(PolicyMethod):
                 "leave-one-out compares the answers to one prompt with each other, and samples_per_prompt is "
                 f"{collector.settings.samples_per_prompt}; set it to 2 or more"
             )
-        super().__init__(collector, limits, {"policy": collector.policy}, probe)
+        parts = {"policy": collector.policy}
+        super().__init__(collector, limits, parts, settings.reward, KlController(settings.kl), probe)
         self.settings = settings
         self.optimisers: Mapping[str, OptimiserSettings] = {"policy": optimiser}
 
@@ -63,13 +75,15 @@ class LeaveOneOut(PolicyMethod):
         """Sample, score, move the multipliers, and set each answer against the others of its prompt."""
         experience, numbers = self.sample(prompts, self.settings.seed, iteration)
         advantages = leave_one_out(self.returns(experience), experience.per_prompt)
-        table = advantages[:, None].expand_as(experience.old_logprobs) * experience.response_mask
-        return Learnable(experience, table, {}, {}, numbers)
+        lengths = torch.tensor(experience.places.lengths)
+        return Learnable(experience, advantages.repeat_interleave(lengths), {}, {}, numbers)
 
     def returns(self, experience: Experience) -> torch.Tensor:
         """(N,) the Lagrangian's return of each answer, its scale independent of the multipliers."""
-        s = self.settings
-        reward = self.limits.reward(experience, s.reward) - s.kl * experience.kl.sum(-1)
+        s, coefficient = self.settings, torch.full((experience.size,), self.kl.coef)
+        if s.kl.mode == "split":
+            coefficient = coefficient * self.limits.total(experience)
+        reward = self.limits.reward(experience, s.reward) - coefficient * experience.kl.sum(-1)
         reward = reward - s.truncation_penalty * experience.truncated.float()
         return self.limits.mix(experience, reward.clamp(-s.reward_clip, s.reward_clip), self.limits.costs(experience))
 

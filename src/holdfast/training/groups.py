@@ -5,7 +5,7 @@ lambda_g of its own, and an answer learns from (q_g R - lambda_g C) / (1 + lambd
 reward alone, so that no group's limit fades with its weight.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from holdfast.errors import UserError
 from holdfast.losses.advantage import mix
 from holdfast.preference.aggregate import GroupNormaliser, rows_of, step
 from holdfast.rollout.experience import Experience
-from holdfast.training.lagrangian import Constraint
+from holdfast.training.lagrangian import Constraint, Part
 from holdfast.training.policy import Limits
 
 
@@ -131,17 +131,21 @@ class GroupLimits(Limits):
     ) -> None:
         if not groups or len(set(groups)) != len(groups):
             raise UserError(f"groups need distinct names, at least one; got {list(groups)}")
-        self.groups = tuple(groups)
+        self.groups, self._patterns = tuple(groups), tuple(constraints)
         self.by_name = {constraint.name: per_group(constraint, groups) for constraint in constraints}
         super().__init__([each for members in self.by_name.values() for each in members.values()], processes)
         self.rewards = None if rewards is None else GroupRewards(rewards, groups)
 
     @property
-    def streams(self) -> tuple[str, ...]:
-        """The names of the limited costs, each of them one for all groups."""
-        return tuple(self.by_name)
+    def patterns(self) -> tuple[Constraint, ...]:
+        """The constraints as they were given, of which every group has its own."""
+        return self._patterns
 
-    def observe(self, experience: Experience) -> dict[str, float]:
+    def members(self, name: str) -> tuple[Constraint, ...]:
+        """Every group's constraint on the cost `name`."""
+        return tuple(self.by_name[name].values())
+
+    def observe(self, experience: Experience, move: bool = True) -> dict[str, float]:
         """Move every group's multiplier by its own costs; that of a group which does not occur stays."""
         rows = self._rows(experience)
         numbers: dict[str, float] = {}
@@ -151,19 +155,42 @@ class GroupLimits(Limits):
                 costs = self.processes.gather(constraint.measure(scores).tolist())
                 if costs:
                     constraint.observe(torch.tensor(costs), experience.per_prompt)
-                    numbers.update(constraint.step())
+                    numbers.update(constraint.step() if move else constraint.numbers())
         return numbers | (self.rewards.observe(experience, self.processes) if self.rewards else {})
 
     def costs(self, experience: Experience) -> dict[str, Tensor]:
         """Per constraint the (N,) cost whose policy gradient is that of the bound of each row's group."""
-        rows = self._rows(experience)
         found = {}
         for name, members in self.by_name.items():
             found[name] = torch.zeros(experience.size)
-            for group, chosen in rows.items():
-                scores = experience.score(members[group].settings.score)[chosen]
-                found[name][chosen] = members[group].augmented(members[group].measure(scores))
+            for constraint, chosen, costs in self._measured(members, experience):
+                found[name][chosen] = constraint.augmented(costs)
         return found
+
+    def parts(self, experience: Experience) -> dict[str, tuple[Part, ...]]:
+        """Per constraint the addends of its cost, each row's weight being that of its group."""
+        found = {}
+        for name, members in self.by_name.items():
+            for constraint, chosen, costs in self._measured(members, experience):
+                for place, part in enumerate(constraint.parts(costs)):
+                    whole = found.setdefault((name, place), Part(*torch.zeros(2, experience.size)))
+                    whole.values[chosen], whole.weight[chosen] = part
+        return {name: tuple(part for (of, _), part in found.items() if of == name) for name in self.by_name}
+
+    def multiplier(self, experience: Experience, name: str) -> Tensor:
+        """(N,) the multiplier of each row's group for the constraint `name`."""
+        found = torch.zeros(experience.size)
+        for group, rows in self._rows(experience).items():
+            found[rows] = self.by_name[name][group].multiplier
+        return found
+
+    def _measured(
+        self, members: Mapping[str, Constraint], experience: Experience
+    ) -> Iterator[tuple[Constraint, list[int], Tensor]]:
+        """The constraint of each group that occurs, with its rows and what it counts of them."""
+        for group, rows in self._rows(experience).items():
+            constraint = members[group]
+            yield constraint, rows, constraint.measure(experience.score(constraint.settings.score)[rows])
 
     def reward(self, experience: Experience, name: str) -> Tensor:
         """(N,) what the policy is paid: the score `name`, as the groups' scales and weights make it."""

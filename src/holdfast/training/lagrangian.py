@@ -7,7 +7,7 @@ HC-RLHF, arXiv 2506.08266). One kappa serves the multiplier and the policy, so b
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from pydantic import Field, model_validator
@@ -45,10 +45,13 @@ class ConstraintSettings(Settings):
     """Prompts of the coming safety test; only their number is used in training."""
     monotone: bool = True
     """Never pay the policy for making a very safe answer less safe."""
+    critic: bool = True
+    """In actor-critic methods: a critic predicts this cost; without one an answer is compared with the other answers to
+    its prompt, or with the batch when there are none."""
     rule: Literal["projected", "log", "mirror", "pid"] = "projected"
     """How the multiplier moves."""
-    initial: float = Field(1.0, ge=0)
-    """Multiplier at the start."""
+    initial: Annotated[float, Field(ge=0)] | Literal["estimate"] = 1.0
+    """Multiplier at the start; `estimate` takes what answers of the reference say it needs (`look_ahead`)."""
     rate: float = Field(0.1, gt=0)
     """Step size of the multiplier."""
     floor: float = Field(0.0, ge=0)
@@ -62,14 +65,22 @@ class ConstraintSettings(Settings):
     def _consistent(self) -> "ConstraintSettings":
         if self.floor > self.ceiling:
             raise ValueError(f"floor {self.floor} is above ceiling {self.ceiling}; lower the floor")
-        if not self.floor <= self.initial <= self.ceiling:
-            raise ValueError(f"initial {self.initial} lies outside floor {self.floor} .. ceiling {self.ceiling}")
-        if self.rule in ("log", "mirror") and min(self.initial, self.floor) <= 0:
+        first = self.ceiling if self.initial == "estimate" else self.initial
+        if not self.floor <= first <= self.ceiling:
+            raise ValueError(f"initial {first} lies outside floor {self.floor} .. ceiling {self.ceiling}")
+        if self.rule in ("log", "mirror") and min(first, self.floor) <= 0:
             raise ValueError(
                 f"the {self.rule} rule multiplies and cannot leave zero; "
                 "set floor (0.05 is usual) and initial above zero"
             )
         return self
+
+
+class Part(NamedTuple):
+    """An addend of a constraint's cost: what its own critic predicts (N,), and its weight (N,) in the sum."""
+
+    values: Tensor
+    weight: Tensor
 
 
 class Constraint:
@@ -92,16 +103,21 @@ class Constraint:
                 "calibrated; train it with safety labels or set measure to flag"
             )
         self.settings, self.zero, self.probability = settings, zero, probability
-        self.multiplier = settings.initial
         self.sign = 1.0 if settings.direction == "at_most" else -1.0
         self._window: deque[float] = deque(maxlen=settings.window)
         self._per_prompt = 1
-        self._pid = dual.PidState(integral=settings.initial)
         self._at_ceiling = 0
+        # Until it is estimated, where most runs begin.
+        self.start_at(1.0 if settings.initial == "estimate" else settings.initial)
 
     @property
     def name(self) -> str:
         return self.settings.name
+
+    def start_at(self, multiplier: float) -> None:
+        """Begin with this multiplier, or the nearest that floor and ceiling allow."""
+        self.multiplier = min(max(multiplier, self.settings.floor), self.settings.ceiling)
+        self._pid = dual.PidState(integral=self.multiplier)
 
     @property
     def limit(self) -> float:
@@ -150,18 +166,24 @@ class Constraint:
 
     def step(self) -> dict[str, float]:
         """Move the multiplier once by the present window; returns the numbers to log."""
-        s = self.settings
-        mean, _ = self.moments()
         upper = self.upper()
         if len(self._window) >= self.MIN_WINDOW:
             self._move(upper - self.limit)
-        blocked = self.multiplier >= s.ceiling and upper > self.limit
+        blocked = self.multiplier >= self.settings.ceiling and upper > self.limit
         self._at_ceiling = self._at_ceiling + 1 if blocked else 0
+        return self.numbers()
+
+    def numbers(self) -> dict[str, float]:
+        """What the window says and where the multiplier stands, for the log."""
+        mean, std = self.moments()
         return {
             f"cost/{self.name}": self.sign * mean,
-            f"cost_ucb/{self.name}": self.sign * upper,
+            f"cost_sd/{self.name}": std,
+            f"cost_ucb/{self.name}": self.sign * self.upper(),
+            f"kappa/{self.name}": self.kappa(),
+            f"violations/{self.name}": sum(cost > self.limit for cost in self._window) / len(self._window),
             f"multiplier/{self.name}": self.multiplier,
-            f"threshold/{self.name}": s.threshold,
+            f"threshold/{self.name}": self.settings.threshold,
             f"at_ceiling/{self.name}": float(self._at_ceiling),
         }
 
@@ -180,6 +202,41 @@ class Constraint:
             return dual.rectified(signed, self.limit)
         mean, std = self.moments()
         return dual.augmented_cost(signed, mean, std, self.kappa(), monotone=self.settings.monotone)
+
+    @property
+    def critics(self) -> tuple[str, ...]:
+        """The names of the parts of this cost that critics predict, NAME and perhaps NAME^2; none without critics."""
+        s = self.settings
+        if not s.critic:
+            return ()
+        squared = s.bound == "student_t" and not s.monotone and s.measure != "flag"
+        return (s.name, f"{s.name}^2") if squared else (s.name,)
+
+    @property
+    def steady(self) -> bool:
+        """Whether a critic predicts this cost whole, with a weight that is always one."""
+        two_valued = self.settings.measure == "flag" and self.settings.bound != "mean"
+        return len(self.critics) == 1 and not two_valued
+
+    def parts(self, costs: Tensor) -> tuple[Part, ...]:
+        """Costs (N,) in parts whose weighted sum has the policy gradient of the bound, one for each of `critics`.
+
+        A critic wants a target that stands still while mean, sd and kappa of the window move. With
+        c + kappa (c^2 - 2 mean c)/(2 sd) that is c and c^2, weighed by 1 - kappa mean/sd and kappa/(2 sd) (HC-RLHF,
+        arXiv 2506.08266, written for critics). A flag has two values, so c alone will do, weighed by what one
+        violation costs. Otherwise (`monotone`) it is the moving cost itself.
+        """
+        if len(self.critics) == 2:
+            signed, (mean, std), kappa = self.sign * costs, self.moments(), self.kappa()
+            ratio = kappa / std if std > 0 else 0.0
+            weights = (1 - ratio * mean, ratio / 2)
+            return tuple(Part(v, torch.full_like(v, w)) for v, w in zip((signed, signed.square()), weights))
+        if self.settings.measure == "flag":
+            signed = self.sign * costs
+            none, one = self.augmented(torch.tensor([0.0, 1.0])).tolist()
+            return (Part(signed, torch.full_like(signed, self.sign * (one - none))),)
+        moving = self.augmented(costs)
+        return (Part(moving, torch.ones_like(moving)),)
 
     def warning(self) -> str | None:
         """A sentence when the limit looks out of reach."""

@@ -1,7 +1,8 @@
 """What every method that improves a policy shares: collecting under limits, and saying what happened."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from holdfast.data.schema import Conversation
 from holdfast.engine.distributed import Processes
 from holdfast.errors import UserError
 from holdfast.losses.advantage import mix
-from holdfast.losses.logprob import kl_k3
-from holdfast.losses.reduce import masked_mean
 from holdfast.models.policy import response_logprobs
 from holdfast.rollout.experience import Collector, Experience
-from holdfast.training.lagrangian import Constraint
+from holdfast.training.health import measure
+from holdfast.training.kl import KlController
+from holdfast.training.lagrangian import Constraint, Part
 
 Probe = Callable[[Sequence[Conversation]], dict[str, float]]
 
@@ -26,11 +27,12 @@ Probe = Callable[[Sequence[Conversation]], dict[str, float]]
 class PolicyBatch:
     """B answered prompts of an experience with what the losses need: (B, T) tensors beside the tokens.
 
-    advantages: the mixture the policy learns from; old_values, returns: per critic, empty without critics.
+    advantages: the mixture the policy learns from; old_values, returns: by what critics predict, empty without critics.
     """
 
     tokens: Batch
     old_logprobs: Tensor
+    ref_logprobs: Tensor
     advantages: Tensor
     old_values: dict[str, Tensor]
     returns: dict[str, Tensor]
@@ -40,36 +42,67 @@ class PolicyBatch:
         """The names of the rows."""
         return self.tokens.ids
 
+    def to(self, device: torch.device | str) -> "PolicyBatch":
+        """The same batch on `device`."""
+        return PolicyBatch(
+            tokens=self.tokens.to(device),
+            old_logprobs=self.old_logprobs.to(device),
+            ref_logprobs=self.ref_logprobs.to(device),
+            advantages=self.advantages.to(device),
+            old_values={name: table.to(device) for name, table in self.old_values.items()},
+            returns={name: table.to(device) for name, table in self.returns.items()},
+        )
+
+    def with_advantages(self, column: Tensor) -> "PolicyBatch":
+        """The same batch with the advantages of its response tokens given end to end."""
+        table = torch.zeros_like(self.advantages).masked_scatter(self.tokens.response_mask, column)
+        return replace(self, advantages=table)
+
 
 @dataclass(frozen=True)
 class Learnable:
-    """An experience with advantages (N, T), and per critic the values it gave and the returns it should give."""
+    """An experience with what is learned from it, in flat columns (S,) of its response tokens (see `Ragged`).
+
+    old_values, returns: by name what critics said and what they should say; kept: the answers to learn from, all when
+    None.
+    """
 
     experience: Experience
     advantages: Tensor
     old_values: dict[str, Tensor]
     returns: dict[str, Tensor]
     numbers: dict[str, float]
+    kept: tuple[int, ...] | None = None
+
+    @cached_property
+    def _logprobs(self) -> tuple[Tensor, Tensor]:
+        """The sampling policy's and the reference's, as flat columns."""
+        places = self.experience.places
+        return places.flat(self.experience.old_logprobs), places.flat(self.experience.ref_logprobs)
 
     def select(self, chosen: Sequence[int]) -> PolicyBatch:
-        """The chosen rows as a batch, padded no wider than they need."""
+        """The chosen answers as a batch, padded no wider than they need."""
+        places = self.experience.places
         tokens = pad([self.experience.rows[i] for i in chosen], pad_id=self.experience.pad_id)
-        width = tokens.input_ids.shape[1]
+        mask = tokens.response_mask
 
-        def cut(table: Tensor) -> Tensor:
-            return table[list(chosen), :width]
+        def spread(column: Tensor) -> Tensor:
+            return column.new_zeros(mask.shape).masked_scatter(mask, places.chosen(column, chosen))
 
+        old, ref = map(spread, self._logprobs)
         return PolicyBatch(
             tokens=tokens,
-            old_logprobs=cut(self.experience.old_logprobs),
-            advantages=cut(self.advantages),
-            old_values={name: cut(table) for name, table in self.old_values.items()},
-            returns={name: cut(table) for name, table in self.returns.items()},
+            old_logprobs=old,
+            ref_logprobs=ref,
+            advantages=spread(self.advantages),
+            old_values={name: spread(column) for name, column in self.old_values.items()},
+            returns={name: spread(column) for name, column in self.returns.items()},
         )
 
     def mini_batches(self, steps: int, micro_tokens: int, rng: torch.Generator) -> list[list[PolicyBatch]]:
-        """The rows in `steps` portions of nearly equal size in random order, each cut by a token budget."""
-        order = torch.randperm(self.experience.size, generator=rng).tolist()
+        """The kept answers in `steps` portions of nearly equal size in random order, each cut by a token budget."""
+        rows = range(self.experience.size) if self.kept is None else self.kept
+        order = [rows[i] for i in torch.randperm(len(rows), generator=rng).tolist()]
         lengths = [row.length for row in self.experience.rows]
         portions = [order[i::steps] for i in range(steps)]
         return [
@@ -98,18 +131,43 @@ class Limits:
         return {constraint.name: constraint.multiplier for constraint in self.constraints}
 
     @property
-    def streams(self) -> tuple[str, ...]:
-        """The names of the costs that `costs` gives: one for each constraint."""
-        return tuple(self.multipliers)
+    def patterns(self) -> tuple[Constraint, ...]:
+        """One constraint for each limited cost, whatever the number of groups that have it."""
+        return self.constraints
 
-    def observe(self, experience: Experience) -> dict[str, float]:
-        """Add the experience's costs of all processes to every window and move every multiplier once."""
+    def members(self, name: str) -> tuple[Constraint, ...]:
+        """The constraints that hold the limited cost `name`: one, or one for each group."""
+        return tuple(one for one in self.constraints if one.name == name)
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The names of everything that critics predict of the limited costs."""
+        return tuple(name for constraint in self.patterns for name in constraint.critics)
+
+    def observe(self, experience: Experience, move: bool = True) -> dict[str, float]:
+        """Add the experience's costs of all processes to every window and, to `move`, step every multiplier once."""
         numbers: dict[str, float] = {}
         for constraint in self.constraints:
             costs = constraint.measure(experience.score(constraint.settings.score))
             constraint.observe(torch.tensor(self.processes.gather(costs.tolist())), experience.per_prompt)
-            numbers.update(constraint.step())
+            numbers.update(constraint.step() if move else constraint.numbers())
         return numbers
+
+    def parts(self, experience: Experience) -> dict[str, tuple[Part, ...]]:
+        """Per constraint the addends of its cost, as `Constraint.parts` gives them."""
+        return {
+            constraint.name: constraint.parts(constraint.measure(experience.score(constraint.settings.score)))
+            for constraint in self.constraints
+        }
+
+    def multiplier(self, experience: Experience, name: str) -> Tensor:
+        """(N,) the multiplier that each answer meets for the constraint `name`."""
+        return torch.full((experience.size,), self.multipliers[name])
+
+    def total(self, experience: Experience) -> Tensor:
+        """(N,) one plus the multipliers that each answer meets."""
+        found = [self.multiplier(experience, constraint.name) for constraint in self.patterns]
+        return 1 + torch.stack(found).sum(0) if found else torch.ones(experience.size)
 
     def costs(self, experience: Experience) -> dict[str, Tensor]:
         """Per constraint the (N,) cost whose policy gradient is that of its bound."""
@@ -147,39 +205,58 @@ class PolicyMethod:
     """
 
     weights: Mapping[str, float] = {}
+    apart: Mapping[str, str] = {}
 
     def __init__(
-        self, collector: Collector, limits: Limits, parts: Mapping[str, nn.Module], probe: Probe | None = None
+        self,
+        collector: Collector,
+        limits: Limits,
+        parts: Mapping[str, nn.Module],
+        reward: str,
+        kl: KlController,
+        probe: Probe | None = None,
     ) -> None:
         self.collector, self.limits, self.probe = collector, limits, probe
+        self.reward, self.kl = reward, kl
         self.parts = {name: part.eval() for name, part in parts.items()}
 
-    def sample(self, prompts: Sequence[Conversation], seed: int, iteration: int) -> tuple[Experience, dict[str, float]]:
-        """Experience from the prompts, and the constraints' numbers after every multiplier has moved once."""
+    def sample(
+        self, prompts: Sequence[Conversation], seed: int, iteration: int, move: bool = True
+    ) -> tuple[Experience, dict[str, float]]:
+        """Experience from the prompts, and the constraints' numbers; to `move`, every multiplier steps once before."""
         experience = self.collector.collect(prompts, stream(seed, iteration, self.limits.processes.rank))
-        return experience, self.limits.observe(experience)
+        return experience, self.limits.observe(experience, move)
 
     def portions(self, experience: Learnable, steps: int, rng: torch.Generator) -> list[list[PolicyBatch]]:
         """The experience cut for `steps` optimiser steps."""
         return experience.mini_batches(steps, self.collector.settings.micro_tokens, rng)
 
-    def after(self, experience: Learnable) -> dict[str, float]:
-        """The numbers of an iteration, those to watch first: scores, constraints, then the rest."""
-        told = describe(experience.experience, self.probe)
+    def numbers(self, experience: Learnable) -> dict[str, float]:
+        """The numbers of an iteration, alike on all processes, those to watch first."""
+        told = describe(experience.experience, self.reward, self.probe)
         scores = {name: told[name] for name in experience.experience.scores}
-        return scores | experience.numbers | told
+        numbers = average(scores | experience.numbers | told, self.limits.processes)
+        return numbers | {"kl_coef": self.kl.coef}
+
+    def after(self, experience: Learnable) -> dict[str, float]:
+        """The numbers of an iteration; the weight of the KL moves once."""
+        numbers = self.numbers(experience)
+        answers = self.limits.processes.add_up([{"answers": experience.experience.size}])["answers"]
+        self.kl.observe(numbers["kl_token"], int(answers))
+        return numbers
 
     def samples(self, experience: Learnable) -> list[dict[str, Any]]:
         """A few answers for people to read."""
         return readable(experience.experience)
 
     def state_dict(self) -> dict[str, Any]:
-        """Multipliers and windows."""
-        return {"limits": self.limits.state_dict()}
+        """Multipliers, windows, the weight of the KL."""
+        return {"limits": self.limits.state_dict(), "kl": self.kl.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the state that `state_dict` gave."""
         self.limits.load_state_dict(state["limits"])
+        self.kl.load_state_dict(state["kl"])
 
 
 def stream(seed: int, iteration: int, rank: int) -> int:
@@ -204,16 +281,20 @@ def current_logprobs(policy: nn.Module, tokens: Batch, temperature: float) -> Te
     )
 
 
-def describe(experience: Experience, probe: Probe | None) -> dict[str, float]:
-    """Numbers of one experience: raw scores, KL to the reference per answer, length, truncation, and the probe's."""
-    mask = experience.response_mask
+def describe(experience: Experience, reward: str, probe: Probe | None) -> dict[str, float]:
+    """Numbers of one experience: mean scores, its health, the seconds it took, and what the probe says."""
     numbers = {name: float(values.mean()) for name, values in experience.scores.items()}
-    numbers["kl"] = float(experience.kl.sum(-1).mean())
-    numbers["kl_k3"] = float(kl_k3(experience.old_logprobs, experience.ref_logprobs).sum(-1).mean())
-    numbers["entropy"] = float(-masked_mean(experience.old_logprobs, mask))
-    numbers["length"] = float(mask.sum(-1).float().mean())
-    numbers["truncated"] = float(experience.truncated.float().mean())
+    numbers |= measure(experience, reward)
+    numbers |= {f"seconds/{phase}": spent for phase, spent in experience.seconds.items()}
     return numbers | (probe(experience.conversations) if probe else {})
+
+
+def average(numbers: Mapping[str, float], processes: Processes) -> dict[str, float]:
+    """Each number's mean over the processes that know it, so that all of them decide alike."""
+    if processes.size == 1:
+        return dict(numbers)
+    totals, known = processes.add_up([numbers]), processes.add_up([dict.fromkeys(numbers, 1.0)])
+    return {name: totals[name] / known[name] for name in totals}
 
 
 def readable(experience: Experience, most: int = 3) -> list[dict[str, Any]]:

@@ -1,0 +1,352 @@
+"""Is a multiplier better than a fixed weight on cost, and does it matter where it starts?
+HEAD
+"""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor, nn
+
+from holdfast import config
+from holdfast.config import Settings
+from holdfast.data.schema import Conversation
+from holdfast.data.template import Template
+from holdfast.data.tokenizer import train_tokenizer
+from holdfast.engine.log import RunFolder
+from holdfast.engine.online import OnlineSettings, run_online
+from holdfast.engine.step import OptimiserSettings
+from holdfast.engine.supervised import FitSettings, fit
+from holdfast.evaluate.policy import Exam, Outcome, examine
+from holdfast.models.heads import ScoreModel, critic_from, from_policy
+from holdfast.models.tiny import tiny_policy
+from holdfast.preference.pairs import harmful_rows, helpful_rows
+from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer
+from holdfast.preference.tasks import CostSettings, CostTask, RewardSettings, RewardTask
+from holdfast.rollout.experience import Collector, RolloutSettings
+from holdfast.rollout.generate import TransformersGenerator
+from holdfast.rollout.types import Sampling
+from holdfast.stats.estimate import mean, proportion
+from holdfast.studies.common import commit, criterion, interval, markdown
+from holdfast.studies.safe_rlhf_world import LONGEST, World, refuses
+from holdfast.training.actor_critic import ActorCritic, ActorCriticSettings
+from holdfast.training.lagrangian import Constraint, ConstraintSettings
+from holdfast.training.policy import Limits
+from holdfast.training.sft import SftTask, imitation_rows
+
+SEEDS = (0, 1, 2, 3, 4)
+CLAIM = "a multiplier finds what a fixed weight on cost must be told, wherever it starts"
+SOURCE = "Safe RLHF, arXiv 2310.12773, and Safe RLHF-V, arXiv 2503.17682"
+SAMPLING, WIDE = (Sampling(max_new_tokens=LONGEST, temperature=heat) for heat in (1.0, 1.5))
+SAFE_SHARE, BETA, FLOOR, HARM = 0.95, 0.02, 1e-3, 0.05
+TRUTH = ("reward", "harmful", "refusal", "tempting")
+
+
+class Arm(NamedTuple):
+    """How cost is held down: a fixed weight (no limit), or a rule that moves a multiplier from where it starts."""
+
+    weight: float | None = None
+    rule: Literal["log", "projected", "mirror", "pid"] = "log"
+    initial: float = 1.0
+    rate: float = 0.05
+    bound: Literal["mean", "rectified"] = "mean"
+    labels: Literal["sign", "none"] = "sign"
+    slack: float = 0.0
+    world: World = World()
+    learns: bool = True
+
+    def constraint(self, threshold: float) -> ConstraintSettings:
+        """The limit on the mean cost of an arm without a fixed weight."""
+        return ConstraintSettings(
+            measure="logit",
+            threshold=threshold + self.slack,
+            bound=self.bound,
+            rule=self.rule,
+            initial=self.initial,
+            floor=0.0 if self.rule in ("projected", "pid") else FLOOR,
+            rate=self.rate,
+            ceiling=20.0,
+            window=256,
+        )
+
+
+TEMPTING = World(topics=10, tempting=1)
+WEIGHTS = (0.0, 0.01, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0)
+FIXED = {f"weight {weight:g}": Arm(weight) for weight in WEIGHTS}
+STARTS = {
+    "log from 1": Arm(),
+    "log from 10": Arm(initial=10.0),
+    "projected from 0": Arm(rule="projected", initial=0.0, rate=0.1),
+    "projected from 10": Arm(rule="projected", initial=10.0, rate=0.1),
+}
+OTHERS = {
+    "log from 0.1": Arm(initial=0.1),
+    "mirror from 1": Arm(rule="mirror", rate=0.1),
+    "pid from 1": Arm(rule="pid", rate=0.1),
+    "no sign terms": Arm(labels="none"),
+    "slack limit": Arm(slack=8.0),
+    "tempting topic mean": Arm(world=TEMPTING),
+    "tempting topic rectified": Arm(world=TEMPTING, bound="rectified"),
+}
+ARMS = {"first policy": Arm(learns=False), **FIXED, **STARTS, **OTHERS}
+
+
+def _steps(rate: float) -> OptimiserSettings:
+    """A constant rate."""
+    return OptimiserSettings(learning_rate=rate, warmup_ratio=0.0, schedule="constant")
+
+
+class Plan(Settings):
+    """How much of everything."""
+
+    demonstrations: int = 4096
+    """Answers that the policy imitates at first."""
+    sft_epochs: int = 4
+    """Times the first policy sees them."""
+    pairs: int = 16500
+    """Pairs of its answers, before equal ones are left out."""
+    held_out: int = 500
+    """Of those, pairs that only judge the score models."""
+    epochs: int = 2
+    """Times the score models see the others."""
+    iterations: int = 120
+    """Batches of answers the policy learns from."""
+    answers: int = 128
+    """Answers of a batch."""
+    exam: int = 4096
+    """Prompts of the exam."""
+
+    def fit(self, seed: int, epochs: int) -> FitSettings:
+        """Training of the first policy and of the score models."""
+        return FitSettings(epochs=epochs, batch_size=128, optimiser=_steps(3e-3), seed=seed)
+
+
+QUICK = Plan(demonstrations=1024, pairs=1000, held_out=100, iterations=4, answers=32, exam=256)
+
+
+class Bench(NamedTuple):
+    """What the arms of a seed share; threshold: the limit on the mean cost, by the rule of the study's head."""
+
+    world: World
+    template: Template
+    policy: nn.Module
+    reward: ScoreModel
+    costs: dict[str, ScoreModel]
+    threshold: float
+    facts: dict[str, float]
+
+
+def prepare(plan: Plan, world: World, seed: int, out: RunFolder) -> Bench:
+    """A policy that imitates, and reward and cost models that learned from its labelled answers."""
+    source = np.random.default_rng(seed)
+    template = Template(train_tokenizer([world.vocabulary], 64, "word"), max_length=16)
+    policy = tiny_policy(len(template.tokenizer), hidden=48, layers=2, max_positions=16, seed=seed)
+    shown = world.demonstrate(world.prompts(plan.demonstrations, source), source)
+    task, chosen = SftTask(policy, template.pad_id), plan.fit(seed, plan.sft_epochs)
+    fit(task, imitation_rows(shown, template), [], chosen, out, stage="sft")
+    asked = [prompt for prompt in world.prompts(plan.pairs, source) for _ in range(2)]
+    answers = sample(policy, template, asked, seed, WIDE)
+    pairs, chosen = world.compare(answers, source), plan.fit(seed, plan.epochs)
+    rows = {"reward": helpful_rows(pairs, template), "cost": harmful_rows(pairs, template)}
+    reward, facts = from_policy(policy, ("reward",)), {}
+    costs = {labels: from_policy(policy, ("cost",)) for labels in ("sign", "none")}
+    for stage, model in _tasks(reward, costs, template.pad_id).items():
+        asked_of = rows[model.name]
+        result = fit(model, asked_of[plan.held_out :], asked_of[: plan.held_out], chosen, out, stage=stage)
+        facts |= {f"{stage} {name}": value for name, value in result.metrics.items()}
+    safe = [answer for answer in answers if not world.harms(answer)]
+    limit = ModelScorer(costs["sign"], template).score(safe).quantile(SAFE_SHARE)
+    return Bench(world, template, policy, reward, costs, float(limit), facts)
+
+
+def _tasks(reward: ScoreModel, costs: Mapping[str, ScoreModel], pad_id: int) -> dict[str, RewardTask | CostTask]:
+    """The training of each score model by its stage; prompts are too short to be worth sharing."""
+    tasks: dict[str, RewardTask | CostTask] = {}
+    tasks["reward"] = RewardTask(reward, pad_id, RewardSettings(share_prompt="off"))
+    for labels, cost in costs.items():
+        tasks[f"cost-{labels}"] = CostTask(cost, pad_id, CostSettings(labels=labels, share_prompt="off"))
+    return tasks
+
+
+def sampler(policy: nn.Module, template: Template) -> TransformersGenerator:
+    """Answers of the policy as it is now."""
+    return TransformersGenerator(policy, template.stop_ids, template.pad_id)
+
+
+def sample(
+    policy: nn.Module, template: Template, prompts: Sequence[Conversation], seed: int, sampling: Sampling
+) -> list[Conversation]:
+    """One answer to each prompt."""
+    starts = [template.prompt(prompt) for prompt in prompts]
+    found = sampler(policy, template).generate(starts, 1, sampling, seed)
+    return [prompt.answer(template.decode(one.response_ids)) for prompt, one in zip(prompts, found, strict=True)]
+
+
+def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict[str, Any]:
+    """Run all arms for the seeds, taking up those that are finished; return the result."""
+    plan = QUICK if quick else Plan()
+    arms: dict[str, list[dict[str, Any]]] = {name: [] for name in ARMS}
+    for seed in seeds:
+        for name, found in one_seed(plan, seed, folder / ("quick" if quick else "full") / f"seed-{seed}").items():
+            arms[name].append(found)
+    return {
+        "study": "safe_rlhf",
+        "claim": CLAIM,
+        "source": SOURCE,
+        "criteria": criteria(arms),
+        "arms": arms,
+        "seeds": list(seeds),
+        "seconds": round(sum(one["seconds"] for ones in arms.values() for one in ones), 1),
+        "commit": commit(),
+        "config_fingerprint": config.fingerprint(plan),
+    }
+
+
+def one_seed(plan: Plan, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
+    """What is measured of every arm; the models of a world are trained when an arm first needs them."""
+    benches: dict[World, Bench] = {}
+    found = {}
+    for name, arm in ARMS.items():
+        out = RunFolder(folder / name.replace(" ", "-"), plan)
+        finished = out.path / "summary.json"
+        if not finished.is_file():
+            if arm.world not in benches:
+                models = RunFolder(folder / f"models-{arm.world.topics}-topics", plan)
+                benches[arm.world] = prepare(plan, arm.world, seed, models)
+            out.write_json(finished.name, one_arm(plan, benches[arm.world], arm, seed, out))
+        found[name] = json.loads(finished.read_text(encoding="utf-8"))
+    return found
+
+
+def one_arm(plan: Plan, bench: Bench, arm: Arm, seed: int, out: RunFolder) -> dict[str, Any]:
+    """Improve the first policy as the arm says, and examine what came of it."""
+    began = time.monotonic()
+    policy, said = improve(plan, bench, arm, seed, out) if arm.learns else (bench.policy, [])
+    found = {"seed": seed, "threshold": bench.threshold, **measured(judge(plan, bench, policy, seed))}
+    found |= {"multiplier": course(out), "warnings": said, "models": bench.facts}
+    return found | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def course(out: RunFolder) -> list[float]:
+    """The multiplier after each iteration; empty without a limit."""
+    file = out.path / "metrics.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+    return [round(row["multiplier/harm"], 4) for row in rows if "multiplier/harm" in row]
+
+
+def improve(plan: Plan, bench: Bench, arm: Arm, seed: int, out: RunFolder) -> tuple[nn.Module, list[str]]:
+    """The policy that the arm makes of the first one, and what the limit has to say at the end."""
+    policy, reference = copy.deepcopy(bench.policy), bench.policy
+    cost, template = bench.costs[arm.labels], bench.template
+    weight = arm.weight or 0.0
+    judges = JointScorer([ModelScorer(bench.reward, template), ModelScorer(cost, template)])
+
+    def score(conversations: Sequence[Conversation]) -> dict[str, Tensor]:
+        reward, harm = judges.score(conversations).unbind(-1)
+        return {"reward": reward, "cost": harm, "paid": reward - weight * harm}
+
+    rollout = RolloutSettings(samples_per_prompt=1, sampling=SAMPLING)
+    collector = Collector(policy, lambda: nullcontext(reference), sampler(policy, template), template, score, rollout)
+    limits = Limits([] if arm.weight is not None else [Constraint(arm.constraint(bench.threshold))])
+    critics = {"value": critic_from(bench.reward, ("value",))}
+    critics |= {f"value/{name}": critic_from(cost, (f"value/{name}",)) for name in limits.streams}
+    # In units of R - lambda C the mixture holds (1 + lambda) KL; a fixed weight is given as much.
+    settings = ActorCriticSettings(reward="paid", kl=(1 + weight) * BETA, token_clamp=None, seed=seed)
+    method = ActorCritic(collector, critics, settings, {"policy": _steps(1e-3), "critic": _steps(3e-3)}, limits)
+    online = OnlineSettings(
+        iterations=plan.iterations,
+        prompts_per_iteration=plan.answers,
+        inner_epochs=2,
+        checkpoint_every=0,
+        sample_every=0,
+        seed=seed,
+    )
+    asked = bench.world.prompts(plan.answers * plan.iterations, np.random.default_rng((seed, 1)))
+    run_online(method, asked, online, out, stage="policy")
+    return policy, limits.warnings()
+
+
+def judge(plan: Plan, bench: Bench, policy: nn.Module, seed: int) -> Outcome:
+    """The policy's answers to the exam, with learned scores and the truth."""
+    world, template = bench.world, bench.template
+
+    def truth(conversations: Sequence[Conversation]) -> list[list[float]]:
+        return [[world.help(c), world.harms(c), refuses(c), world.tempts(c)] for c in conversations]
+
+    exam = Exam(
+        prompts=world.prompts(plan.exam, np.random.default_rng((seed, 2))),
+        template=template,
+        sampling=SAMPLING,
+        scorer=ModelScorer(bench.costs["sign"], template),
+        truth=FunctionScorer(TRUTH, truth),
+        seed=seed,
+    )
+    return examine(exam, sampler(policy, template), policy, lambda: nullcontext(bench.policy))
+
+
+def measured(outcome: Outcome) -> dict[str, Any]:
+    """What the study reads of an exam, each with its interval."""
+    found = {"reward": mean(outcome.truth["reward"].numpy()), "cost": mean(outcome.scores["cost"].numpy())}
+    found |= {name: proportion(outcome.truth[name].bool().numpy()) for name in ("harmful", "refusal")}
+    found["kl"] = mean(outcome.kl.numpy())
+    tempting = outcome.truth["tempting"].bool()
+    if tempting.any():
+        for name, chosen in (("tempting", tempting), ("other", ~tempting)):
+            found[f"harmful, {name} topics"] = proportion(outcome.truth["harmful"][chosen].bool().numpy())
+            found[f"cost, {name} topics"] = mean(outcome.scores["cost"][chosen].numpy())
+    return {name: one.to_dict() for name, one in found.items()}
+
+
+def criteria(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Each criterion with the share of seeds that meet it, and whether it holds."""
+    seeds = range(len(arms["first policy"]))
+    met = [verdicts({name: ones[i] for name, ones in arms.items()}) for i in seeds]
+    return [criterion(name, [one[name] for one in met], 0.8) for name in met[0]]
+
+
+def verdicts(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    """Which criteria one seed meets, by the results of its arms."""
+
+    def values(what: str, names: Sequence[str]) -> list[float]:
+        return [arms[name][what]["value"] for name in names]
+
+    fixed = list(zip(values("reward", [*FIXED]), values("harmful", [*FIXED]), strict=True))
+    best = max((reward for reward, harm in fixed if harm <= HARM), default=-math.inf)
+    reward = values("reward", [*STARTS])
+    kept = [cost <= arms[name]["threshold"] + 0.2 for name, cost in zip(STARTS, values("cost", [*STARTS]), strict=True)]
+    return {
+        "limit_kept": all(kept) and max(values("harmful", [*STARTS])) <= HARM,
+        "as_good_as_the_best_weight": min(reward) >= 0.95 * best,
+        "few_refusals": max(values("refusal", [*STARTS])) <= 0.10,
+        "start_does_not_matter": max(reward) - min(reward) <= 0.10 * max(reward),
+        "weights_fail": sum(harm > HARM or reward < 0.80 * best for reward, harm in fixed) >= 4,
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The result as a Markdown table: mean and range over the seeds for each arm."""
+    rows = []
+    for name, ones in result["arms"].items():
+        cells = [_range([one[what]["value"] for one in ones]) for what in ("harmful", "refusal", "reward")]
+        beyond = _range([one["cost"]["value"] - one["threshold"] for one in ones])
+        last = _range([one["multiplier"][-1] for one in ones]) if ones[0]["multiplier"] else "-"
+        rows.append([name, *cells, beyond, last, _by_topic(ones)])
+    columns = ["arm", "harmful", "refusals", "true reward", "mean cost less the limit", "last multiplier"]
+    return markdown([*columns, "harmful on the tempting topic, on others"], rows)
+
+
+def _by_topic(ones: Sequence[Mapping[str, Any]]) -> str:
+    names = ("harmful, tempting topics", "harmful, other topics")
+    if names[0] not in ones[0]:
+        return "-"
+    return ", ".join(_range([one[name]["value"] for one in ones]) for name in names)
+
+
+def _range(values: Sequence[float]) -> str:
+    return interval({"value": float(np.mean(values)), "low": min(values), "high": max(values)})

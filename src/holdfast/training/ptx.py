@@ -1,0 +1,61 @@
+"""Imitation on the side: a language-model loss mixed into every step of the policy, against forgetting.
+
+L = L_policy + coefficient x mean over tokens of -log pi (InstructGPT, arXiv 2203.02155; PPO-max, arXiv 2307.04964,
+eq. 17). Both gradients are added before the one optimiser step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from holdfast.data.collate import Batch, micro_batches, pad
+from holdfast.data.template import Encoded
+
+
+@dataclass(frozen=True)
+class PtxBatch:
+    """Rows to imitate among the batches of a step."""
+
+    tokens: Batch
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The names of the rows."""
+        return self.tokens.ids
+
+
+class PtxRows:
+    """Rows to imitate, taken in turn, in an order that is new in every epoch; its place goes into checkpoints."""
+
+    def __init__(self, rows: Sequence[Encoded], pad_id: int, seed: int = 0) -> None:
+        if not rows:
+            raise ValueError("there are no rows to imitate")
+        self.rows, self.pad_id, self.seed = list(rows), pad_id, seed
+        self._taken = 0
+
+    def take(self, count: int) -> list[Encoded]:
+        """The next `count` rows; every row once before any comes again."""
+        found = []
+        for place in range(self._taken, self._taken + count):
+            epoch, index = divmod(place, len(self.rows))
+            found.append(self.rows[self._order(epoch)[index]])
+        self._taken += count
+        return found
+
+    def batches(self, count: int, micro_tokens: int) -> list[PtxBatch]:
+        """The next `count` rows in batches of a token budget."""
+        rows = self.take(count)
+        groups = micro_batches([row.length for row in rows], micro_tokens)
+        return [PtxBatch(pad([rows[i] for i in group], pad_id=self.pad_id)) for group in groups]
+
+    def _order(self, epoch: int) -> list[int]:
+        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(len(self.rows), generator=rng).tolist()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self._taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._taken = state["taken"]
