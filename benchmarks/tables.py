@@ -1,21 +1,49 @@
-"""Write the tables of docs/ from the JSON beside this file: `python benchmarks/tables.py`.
+"""Write the tables of docs/ from the JSON beside this file, and that of the presets: `python benchmarks/tables.py`.
 
-A table stands between `<!-- study NAME -->` and `<!-- end -->`. A test compares them, so a table cannot drift from
-the run it came from.
+A table stands between `<!-- study NAME -->` or `<!-- presets -->` and `<!-- end -->`. A test compares them, so a table
+cannot drift from the run, or the settings, it came from.
 """
 
 import importlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from holdfast.studies.common import markdown
+from holdfast.systems.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
-PLACE = re.compile(r"(<!-- study (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+STUDY = re.compile(r"(<!-- study (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- presets -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def written(text: str) -> str:
-    """`text` with every table made anew from its JSON."""
-    return PLACE.sub(lambda found: found[1] + section(found[2]) + found[3], text)
+    """`text` with every table made anew from where it comes from."""
+    text = STUDY.sub(lambda found: found[1] + section(found[2]) + found[3], text)
+    return TABLE.sub(lambda found: f"{found[1]}\n{presets()}\n\n{found[2]}", text)
+
+
+def presets() -> str:
+    """Every setting that a preset sets, and its value in each; a dash is the system's own default."""
+    columns = {name: dict(flat(table)) for name, table in PRESETS.items()}
+    sections = list(dict.fromkeys(section for table in PRESETS.values() for section in table))
+    known = dict.fromkeys(key for column in columns.values() for key in column)
+    settings = sorted(known, key=lambda key: sections.index(key.split(".")[0]))
+    rows = [[f"`{key}`", *(column.get(key, "-") for column in columns.values())] for key in settings]
+    return markdown(["setting", *(f"`{name}`" for name in columns)], rows)
+
+
+def flat(table: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
+    """The settings of nested tables by their paths, with values as a recipe writes them."""
+    found = []
+    for name, value in table.items():
+        if isinstance(value, Mapping) and value:
+            found += flat(value, f"{before}{name}.")
+        else:
+            found.append((before + name, json.dumps(value).strip('"')))
+    return found
 
 
 def section(name: str) -> str:

@@ -52,6 +52,28 @@ def test_only_the_last_two_are_kept_in_order_of_number(tmp_path):
     assert store.latest() == 100
 
 
+def test_what_another_folder_holds_is_taken_over_and_stays_when_that_forgets_it(tmp_path, monkeypatch):
+    store, best = Checkpoints(tmp_path / "healthy", keep=9), Checkpoints(tmp_path / "best", keep=9)
+    modules = {"value/harm": layer(2.0)}
+    for step in (3, 4):
+        store.save(step, modules, {"n": step})
+    best.adopt(store, 3)
+    (tmp_path / "healthy" / ".step-000000003").mkdir()  # left by a death in the midst of forgetting
+    store.forget(3)
+    assert (store.steps(), best.steps()) == ([4], [3])
+    assert not list(tmp_path.glob("*/.step-*"))
+    fresh = {"value/harm": layer()}
+    assert best.load(3, fresh) == {"n": 3}
+    assert torch.equal(fresh["value/harm"].weight, modules["value/harm"].weight)
+    best.adopt(store, 4)
+    monkeypatch.setattr(f"{checkpoint.__name__}.os.fsync", full_disk)
+    with pytest.raises(
+        RunError, match=r"best/step-000000004: .*No space left.* intact: step-000000003, step-000000004"
+    ):
+        best.adopt(store, 4)
+    assert not list((tmp_path / "best").glob(".*"))
+
+
 def test_tied_weights_are_saved_once_and_stay_tied(tmp_path):
     def tied(value):
         model = nn.ModuleDict({"embed": nn.Embedding(3, 2), "head": nn.Linear(2, 3, bias=False)})

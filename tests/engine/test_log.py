@@ -111,6 +111,7 @@ def test_rewinding_drops_one_stage_after_the_step_and_the_line_cut_short(tmp_pat
         for step in range(1, last + 1):
             run.log(stage, step, {"loss": 0.0})
             run.sample({"stage": stage, "step": step, "response": "caf\u00e9"})
+            run.alarm(stage, step, "WARN", {"level": 2})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"stage": "sft", "st')
     run = RunFolder(tmp_path)
@@ -118,6 +119,7 @@ def test_rewinding_drops_one_stage_after_the_step_and_the_line_cut_short(tmp_pat
     expected = [("sft", 1), ("sft", 2), ("sft", 3), ("policy", 1)]
     assert [(row["stage"], row["step"]) for row in rows(run)] == expected
     assert [(row["stage"], row["step"]) for row in rows(run, "samples.jsonl")] == expected
+    assert [(row["stage"], row["step"]) for row in rows(run, "alarms.jsonl")] == expected
     assert rows(run, "samples.jsonl")[0]["response"] == "caf\u00e9"
 
 
@@ -140,17 +142,28 @@ def test_lines_are_written_whole_and_replace_what_was_there(tmp_path):
     assert len(rows(run, "rows.jsonl")) == 2
 
 
-def test_only_the_first_process_writes(tmp_path):
+def test_an_alarm_is_told_and_recorded(tmp_path, capsys):
+    run = RunFolder(tmp_path)
+    run.alarm("policy", 3, "WARN at iteration 3", {"action": None, "level": 2.0})
+    assert rows(run, "alarms.jsonl") == [
+        {"stage": "policy", "step": 3, "words": "WARN at iteration 3", "action": None, "level": 2.0}
+    ]
+    assert capsys.readouterr().err == "policy: WARN at iteration 3\n"
+
+
+def test_only_the_first_process_writes(tmp_path, capsys):
     second = Processes()
     second.rank = 1
     run = RunFolder(tmp_path / "run", Recipe(), processes=second)
     run.log("sft", 1, {"loss": 1.0})
     run.sample({"stage": "sft", "step": 1})
+    run.alarm("sft", 1, "WARN", {})
     run.write_json("result.json", {})
     run.rewind("sft", 0)
     with run.progress(1, "sft") as advance:
         advance({})
     assert not (tmp_path / "run").exists()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path):

@@ -20,6 +20,7 @@ class Toy:
     """Policy and critic are numbers that follow the prompts; the critic rests in the first iteration."""
 
     weights = {"follow": 1.0}
+    apart = {}
 
     def __init__(self):
         self.parts = {name: nn.Linear(1, 1, bias=False) for name in ("policy", "critic")}

@@ -104,7 +104,7 @@ def test_the_whole_has_the_gradient_of_the_formula():
 class Task:
     """The toy as a supervised task and as an algorithm with one optimiser step per prompt."""
 
-    name, weights = "toy", WEIGHTS
+    name, weights, apart = "toy", WEIGHTS, {}
 
     def __init__(self):
         self.model = Toy()

@@ -64,6 +64,7 @@ def test_a_run_that_was_watched_and_stayed_well_says_so(run: Run) -> None:
     assert (found.alarms, list(titles(found))) == ([], [""])
     assert titles(found)[""] == ["Distance from the start"]
     assert shown(with_policy(run, [{"step": 1, "kl": 0.1}])).quiet == ""
+    assert shown(with_policy(run, [{"step": 1, "alarm/level": 1.0}])).quiet == ""
 
 
 def test_only_families_that_spoke_have_a_row(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ def test_runs_cover_exactly_the_steps_that_are_on() -> None:
 
 def test_a_graver_level_stands_higher() -> None:
     svg = alarm_strip(np.arange(1.0, 7), np.array([0, 1, 2, 3, 0, 0]), {}, "Alarms")
+    widths = [right - left for left, right, *_ in boxes(svg, "level")]
+    assert np.allclose(widths, widths[0], atol=1e-3)
     heights = [bottom - top for *_, top, bottom in boxes(svg, "level")]
     assert np.allclose(np.array(heights) / heights[0], [1, 2, 3], atol=1e-3)  # coordinates have few decimals
     assert {"WATCH", "WARN", "COLLAPSE", "level", "step"} <= words(svg)
@@ -71,6 +73,14 @@ def test_parts_pile_up_to_their_sum() -> None:
     assert {"a", "b", "seconds"} <= words(svg)
     assert "var(--series-1)" in svg
     assert SERIES[0] not in svg
+
+
+def test_every_step_is_equally_wide() -> None:
+    svg = stacked(np.array([1.0, 2.0, 3.0]), {"a": np.array([1.0, 2.0, 3.0])}, "seconds", "Time")
+    (group,) = (each for each in parsed(svg).iter("g") if each.get("class") == "part")
+    path = next(group.iter("path")).get("d") or ""
+    places = sorted({float(x) for x in re.findall(r"(-?[\d.]+) -?[\d.]+", path)})
+    assert np.allclose(np.diff(places), (places[-1] - places[0]) / 3, atol=1e-3)
 
 
 def test_one_iteration_alone_is_visible() -> None:

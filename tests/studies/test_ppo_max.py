@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from holdfast.engine.log import RunFolder
 from holdfast.engine.supervised import FitSettings
 from holdfast.studies import ppo_max
-from holdfast.studies.ppo_max import ARMS, CURVES, Arm, Plan, course, criteria, table
+from holdfast.studies.ppo_max import ARMS, CURVES, Arm, Plan, course, criteria, gain, table
 
 TINY = Plan(
     pairs=50,
@@ -101,21 +102,52 @@ def test_arms_differ_as_the_paper_says():
     assert given["ppo_max"].keys() == {"transform", "clip", "kl", "value_clip", "pretrain"}
 
 
-def test_a_run_is_resumed_and_arms_begin_alike(tmp_path, monkeypatch):
+def test_arms_begin_alike_and_are_resumed(tmp_path, monkeypatch):
+    names = ("vanilla", "kl_hi", "ppo_max")
+    ones = ppo_max.one_seed(tmp_path, TINY, names, 3)
+    json.dumps(ones, allow_nan=False)
+    assert len({json.dumps(one["start"]) for one in ones.values()}) == 1
+    assert all(len(one["curves"]["gold"]) == TINY.iterations for one in ones.values())
+    # Before the first step all policies are one and answer alike.
+    assert len({one["curves"]["gold"][0] for one in ones.values()}) == 1
+    assert all(one["curves"]["kl"][0] == pytest.approx(0, abs=1e-4) for one in ones.values())
+    assert len({json.dumps(one["end"]) for one in ones.values()}) == 3
+    log = (tmp_path / "seed-3" / "ppo_max" / "metrics.jsonl").read_text(encoding="utf-8")
+    stages = [json.loads(line)["stage"] for line in log.splitlines()]
+    assert (stages.count("critics"), stages.count("policy")) == (ARMS["ppo_max"].pretrain, TINY.iterations)
+    monkeypatch.setattr(ppo_max, "train", None)
+    assert ppo_max.one_seed(tmp_path, TINY, names, 3) == ones
+
+
+def test_the_trainer_is_told_what_its_arm_says(tmp_path):
+    plan = TINY.model_copy(update={"arm": ARMS["ppo_max"], "seed": 3})
+    bench = ppo_max.prepare(plan, 3, tmp_path)
+    collector = ppo_max.collect_from(bench.policy, bench.policy, bench.template, bench.proxy)
+    told = ppo_max.trainer(plan, collector).settings
+    assert (told.score.transform, told.score.clip, told.kl.coef, told.value_clip) == ("norm", 0.8, 0.05, 0.2)
+    assert (told.advantage.lam_policy, told.advantage.lam_value, told.steps_per_experience) == (0.9, 0.9, 4)
+    plain = ppo_max.trainer(TINY, collector).settings
+    assert (plain.score.transform, plain.score.clip, plain.kl.coef, plain.value_clip) == ("none", None, 0.0, None)
+
+
+def test_an_arm_ends_where_its_policy_is(tmp_path):
+    """The end is judged by the trained policy, not by the imitating one: it is what the last iterations earned."""
+    plan = TINY.model_copy(update={"iterations": 12, "answers": 32, "asked": 128, "imitated": 640, "seed": 3})
+    bench = ppo_max.prepare(plan, 3, tmp_path / "shared")
+    before = {name: value.clone() for name, value in bench.policy.state_dict().items()}
+    one = ppo_max.train(plan, bench, RunFolder(tmp_path / "run"))
+    assert all((value == before[name]).all() for name, value in bench.policy.state_dict().items())
+    assert gain(one, "reward") > 0.5
+    # The standard error of a mean of 128 proxies of standard deviation 1.5 is .13.
+    assert one["end"]["reward"]["value"] == pytest.approx(sum(one["curves"]["reward"][-3:]) / 3, abs=1)
+
+
+@pytest.mark.slow
+def test_a_whole_run_is_resumed_and_its_table_names_every_arm(tmp_path, monkeypatch):
     monkeypatch.setattr(ppo_max, "QUICK", TINY)
     result = ppo_max.run(tmp_path, [3], quick=True)
     json.dumps(result, allow_nan=False)
     assert set(result["arms"]) == set(ARMS)
-    ones = {name: found[0] for name, found in result["arms"].items()}
-    assert len({json.dumps(one["start"]) for one in ones.values()}) == 1
-    assert all(len(one["curves"]["gold"]) == TINY.iterations for one in ones.values())
-    # Before the first step all policies are one; ppo_max met other prompts while its critic learned.
-    assert len({one["curves"]["gold"][0] for name, one in ones.items() if name != "ppo_max"}) == 1
-    assert all(one["curves"]["kl"][0] == pytest.approx(0, abs=1e-4) for one in ones.values())
-    assert len({one["curves"]["gold"][-1] for one in ones.values()}) > 1
-    log = (tmp_path / "quick" / "seed-3" / "ppo_max" / "metrics.jsonl").read_text(encoding="utf-8")
-    stages = [json.loads(line)["stage"] for line in log.splitlines()]
-    assert (stages.count("critics"), stages.count("policy")) == (ARMS["ppo_max"].pretrain, TINY.iterations)
     monkeypatch.setattr(ppo_max, "train", None)
     assert ppo_max.run(tmp_path, [3], quick=True) == result
     text = table(result)

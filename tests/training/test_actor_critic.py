@@ -1,15 +1,25 @@
 """PPO under limits: what follows from its definition, whatever the numbers are."""
 
+import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
+from holdfast.data.schema import Conversation
+from holdfast.engine.log import RunFolder
+from holdfast.engine.online import OnlineSettings, run_online
 from holdfast.engine.step import OptimiserSettings
+from holdfast.errors import UserError
+from holdfast.models.heads import from_policy
 from holdfast.rollout.types import Sample
+from holdfast.systems.presets import PRESETS, over
 from holdfast.training.actor_critic import ActorCritic, ActorCriticSettings
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
 from holdfast.training.policy import Limits
+from holdfast.training.ptx import PtxRows
+from holdfast.training.sft import imitation_rows
 
 OPTIMISERS = {"policy": OptimiserSettings(learning_rate=0.01), "critic": OptimiserSettings(learning_rate=0.02)}
 
@@ -64,7 +74,9 @@ def test_the_pull_to_the_reference_does_not_depend_on_the_multiplier(bench, mult
     # float32: sums of up to six tokens, weighted by up to 1000 and divided again
     torch.testing.assert_close(table(learnable, learnable.advantages), expected, rtol=1e-4, atol=1e-5)
     if multiplier:
-        alone = algorithm(made, [frozen(multiplier)], kl={"coef": 0.2, "mode": "reward_only"}, advantage={"lam_policy": 1.0})
+        alone = algorithm(
+            made, [frozen(multiplier)], kl={"coef": 0.2, "mode": "reward_only"}, advantage={"lam_policy": 1.0}
+        )
         found = alone.collect(made.prompts, 1)
         shrunk = expected / (1 + multiplier)
         torch.testing.assert_close(table(found, found.advantages), shrunk, rtol=1e-4, atol=1e-5)
@@ -259,3 +271,194 @@ def test_rows_of_the_log_hold_every_stream(bench):
     again.load_state_dict(method.state_dict())
     assert again.state_dict() == method.state_dict()
     assert method.state_dict()["limits"] == {"harm": method.limits.constraints[0].state_dict()}
+
+
+def train(made, method, folder, iterations=2, **settings):
+    """The rows of a short run, without what the clock says."""
+    online = OnlineSettings(iterations=iterations, prompts_per_iteration=4, sample_every=0, **settings)
+    run_online(method, made.prompts, online, RunFolder(folder), stage="policy")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("seconds")} for row in rows]
+
+
+def weights(method):
+    return {f"{part}/{name}": p for part, one in method.parts.items() for name, p in one.state_dict().items()}
+
+
+def assert_equal_weights(one, other):
+    one, other = weights(one), weights(other)
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("loss_mean", ["sequence", "token"])
+def test_before_any_update_the_ratio_is_one(bench, loss_mean):
+    made = bench()
+    method = algorithm(made, [harm()], surrogate={"loss_mean": loss_mean, "dual_clip": 3.0})
+    learnable = method.collect(made.prompts, 1)
+    batch = learnable.select(range(learnable.experience.size))
+    terms, mask = method.loss("policy", batch), batch.tokens.response_mask
+    assert terms["clip_fraction"].mean == terms["dual_clip_fraction"].mean == 0
+    assert 0 <= terms["approx_kl"].mean < 1e-10
+    lines = [line[own] for line, own in zip(batch.advantages.double(), mask)]
+    mean = sum(line.mean() for line in lines) / len(lines) if loss_mean == "sequence" else torch.cat(lines).mean()
+    # Sampler and trainer read the same network in different shapes: ratios of 1 to about 1e-5.
+    assert terms["policy"].mean.item() == pytest.approx(-float(mean), abs=1e-5)
+
+
+def test_an_undiscounted_target_without_kl_is_the_score(bench):
+    made = bench()
+    method = algorithm(made, [harm()], kl=0.0, advantage={"lam_value": 1.0})
+    learnable = method.collect(made.prompts, 1)
+    experience = learnable.experience
+    for name, score in (("value", "reward"), ("value/harm", "cost")):
+        expected = experience.scores[score][:, None] * experience.response_mask
+        torch.testing.assert_close(table(learnable, learnable.returns[name]), expected, rtol=0, atol=1e-5)
+
+
+def test_at_the_reference_every_distance_is_zero(bench):
+    made = bench(same=True)
+    method = algorithm(made, [harm()])
+    numbers = method.after(method.collect(made.prompts, 1))
+    assert abs(numbers["kl"]) < 1e-4  # sums of six differences between two kernels' roundings
+    assert 0 <= numbers["kl_token_k3"] < 1e-9
+
+
+CHATS = [("sea ?", "dark sea"), ("dark sky ?", "red"), ("bright ?", "blue green red")]
+
+
+def imitating(made, ptx, rows=True, **settings):
+    chats = [Conversation.ask(question).answer(answer) for question, answer in CHATS]
+    source = PtxRows(imitation_rows(chats, made.template), made.template.pad_id)
+    critics = {"value": made.critics["value"]}
+    settings = ActorCriticSettings(ptx=ptx, **settings)
+    return ActorCritic(made.collector, critics, settings, OPTIMISERS, Limits([]), ptx=source if rows else None)
+
+
+def test_imitation_of_weight_zero_is_none_to_the_bit(bench, tmp_path):
+    runs = []
+    for rows in (True, False):
+        made = bench()
+        method = imitating(made, 0.0, rows)
+        runs.append((train(made, method, tmp_path / str(rows)), method))
+    assert runs[0][0] == runs[1][0]
+    assert_equal_weights(runs[0][1], runs[1][1])
+
+
+def test_imitation_without_rows_is_refused(bench):
+    with pytest.raises(UserError, match=r"there are none; give data.sft or set ptx=0"):
+        imitating(bench(), 1.0, rows=False)
+
+
+@pytest.mark.parametrize("loss_mean", ["sequence", "token"])
+def test_surrogate_and_imitation_are_one_gradient(bench, loss_mean):
+    """Each term has its own denominator: the imitation's is the tokens of the assistant's turns."""
+    made = bench()
+    method = imitating(made, 3.0, surrogate={"loss_mean": loss_mean})
+    learnable = method.collect(made.prompts, 1)
+    (portion,) = method.mini_batches(learnable, torch.Generator().manual_seed(0))
+    imitated = [batch for batch in portion if not hasattr(batch, "advantages")]
+    assert sum(batch.tokens.size for batch in imitated) == learnable.experience.size, "a row for each answer"
+    network, total, tokens = copy.deepcopy(made.policy).double(), 0.0, 0
+    for batch in imitated:
+        for ids, mask, turn in zip(batch.tokens.input_ids, batch.tokens.attention_mask, batch.tokens.turn_mask):
+            logits = network(input_ids=ids[mask.bool()][None]).logits[0].log_softmax(-1)
+            for t in range(1, int(mask.sum())):
+                if turn[t]:
+                    total, tokens = total - float(logits[t - 1, ids[t]]), tokens + 1
+    terms = [method.loss("policy", batch)["ptx"] for batch in imitated]
+    assert sum(float(term.count) for term in terms) == tokens
+    assert sum(float(term.total.detach()) for term in terms) / tokens == pytest.approx(total / tokens, abs=1e-5)
+    assert method.weights["ptx"] == 3.0
+    assert all(method.counts("value", batch) == {} for batch in imitated), "critics do not imitate"
+
+
+def test_imitation_is_in_every_step_and_its_share_is_logged(bench, tmp_path):
+    made = bench()
+    method = imitating(made, 1.0, steps_per_experience=3)
+    rows = train(made, method, tmp_path, inner_epochs=2)
+    for row in rows:
+        assert row["policy/ptx"] > 0
+        assert row["policy/grad_ratio/ptx"] > 0
+        assert "value/ptx" not in row
+    optimiser = torch.load(next(tmp_path.glob("checkpoints/policy/*/state.pt")), weights_only=False)
+    assert method.ptx.state_dict()["taken"] == 2 * 2 * 12
+    assert optimiser["states"]["step/policy"]["done"] == 2 * 2 * 3, "one optimiser step for both gradients"
+
+
+def preset(made, name, given):
+    table = over(PRESETS[name], given)
+    scale = {"learning_rate": 0.01}
+    optimisers = {
+        "policy": OptimiserSettings(**(table["optimiser"] | scale)),
+        "critic": OptimiserSettings(**(table["critic_optimiser"] | scale)),
+    }
+    settings, critics = ActorCriticSettings(**table["ppo"]), {"value": made.critics["value"]}
+    return ActorCritic(made.collector, critics, settings, optimisers, Limits([])), table["pretrain"]
+
+
+def test_ppo_max_without_its_ingredients_is_vanilla_step_for_step(bench, tmp_path):
+    limits = {"warmup_ratio": 0.1, "max_grad_norm": 1e9}
+    bare = {
+        "ppo": {
+            "kl": 0.0,
+            "score": {"transform": "none", "clip": None},
+            "value_clip": None,
+            "missing_eos_penalty": 0.0,
+        },
+        "optimiser": limits,
+        "critic_optimiser": limits,
+        "pretrain": None,
+    }
+    found = []
+    for name, given in (("vanilla", {}), ("ppo-max", bare), ("ppo-max", {})):
+        made = bench()
+        method, pretrain = preset(made, name, given)
+        found.append((train(made, method, tmp_path / str(len(found)), iterations=3), method, pretrain))
+    assert found[0][0] == found[1][0] != found[2][0]
+    assert found[0][2] is found[1][2] is None
+    assert found[2][2] is not None
+    assert_equal_weights(found[0][1], found[1][1])
+
+
+def all_cut(bench, **settings):
+    made = bench(k=2)
+    made.collector = replace(made.collector, generator=Says([9, 10, 9], "length"))
+    return made, algorithm(made, [harm()], **settings)
+
+
+@pytest.mark.parametrize("way", ["score", "penalty", "bootstrap"])
+def test_answers_that_are_all_cut_teach(bench, tmp_path, way):
+    made, method = all_cut(bench, truncation=way, score={"transform": "norm"})
+    before = {name: p.clone() for name, p in weights(method).items()}
+    rows = train(made, method, tmp_path)
+    assert all(row["truncated"] == 1.0 and "policy/empty" not in row for row in rows)
+    assert any(not torch.equal(p, before[name]) for name, p in weights(method).items() if name.startswith("policy"))
+    assert all(p.isfinite().all() for p in weights(method).values())
+
+
+def test_answers_that_are_all_dropped_move_nothing_and_say_so(bench, tmp_path):
+    made, method = all_cut(bench, truncation="drop", advantage={"normalise": "minibatch"})
+    before = {name: p.clone() for name, p in weights(method).items()}
+    rows = train(made, method, tmp_path)
+    assert all(torch.equal(p, before[name]) for name, p in weights(method).items())
+    assert [row["policy/empty"] for row in rows] == [1.0, 1.0]
+    assert [row["value/empty"] for row in rows] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("transform", ["none", "scale", "norm"])
+@pytest.mark.parametrize("normalise", ["none", "minibatch", "batch"])
+def test_equal_scores_break_nothing(bench, transform, normalise):
+    made = bench(same=True, score=lambda rows: {name: torch.full((len(rows),), 3.0) for name in ("reward", "cost")})
+    settings = {"transform": transform, "exclude_truncated": False}
+    limit = harm(bound="student_t", c1=1.0, monotone=False)
+    critics = {"value": from_policy(made.policy, ("value", "value/harm", "value/harm^2"))}
+    settings = ActorCriticSettings(score=settings, advantage={"normalise": normalise}, kl=0.0)
+    method = ActorCritic(made.collector, critics, settings, OPTIMISERS, Limits([limit]))
+    learnable = method.collect(made.prompts, 1)
+    assert learnable.advantages.isfinite().all()
+    paid = {"none": 3.0, "scale": 3.0, "norm": 0.0}[transform]
+    assert table(learnable, learnable.returns["value"]).max() == pytest.approx(paid, abs=1e-6)
+    for portion in method.mini_batches(learnable, torch.Generator().manual_seed(0)):
+        assert all(batch.advantages.isfinite().all() for batch in portion)
+    assert all(value == value for value in method.after(learnable).values())

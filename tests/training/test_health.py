@@ -122,10 +122,10 @@ def test_lengths_and_truncation_are_of_responses():
 
 
 def test_repetition_is_measured_within_each_answer():
-    answers = [[1, 2, 3, 4], [5, 5, 5, 5, 5], [1, 2, 3, 4], [7]]
+    answers = [[1, 2, 3, 4], [5, 5, 5, 5, 5], [1, 2], [7]]
     numbers = measure(experience(answers, [[-1.0] * len(ids) for ids in answers]), "reward")
     assert numbers["distinct2"] == pytest.approx((1 + 0.25 + 1) / 3), (
-        "equal answers do not repeat themselves; one token says nothing"
+        "one answer's bigrams in another are no repetition; one token says nothing"
     )
     assert numbers["repeat_run"] == pytest.approx((1 + 5 + 1 + 1) / 4)
     assert "distinct2" not in measure(experience([[7]], [[-1.0]]), "reward")

@@ -234,6 +234,7 @@ def test_the_losses_of_critics_are_found_in_every_layout():
     ]
     one = {"critic/value": 1.0, "critic/value/harm": 2.0, "critic/grad_norm": 1.0, "value_mean/value": 3.0}
     assert value_losses(one | told) == ["critic/value", "critic/value/harm"]
+    assert value_losses(apart) == ["value/value", "value/harm/value"]
     assert value_losses({"value/value": math.nan, "value/grad_norm": 1.0}) == []
 
 
@@ -419,19 +420,21 @@ class Growing:
 
 
 def watched(folder, algorithm):
-    """Eight iterations of `algorithm` under a monitor; the logged rows without their seconds."""
+    """Up to twelve iterations of `algorithm` under a monitor; the logged rows without their seconds."""
     settings = MonitorSettings(on_warn="rollback", keep_every=1, smoothing=1.0, max_rollbacks=2, baseline=1)
     online = OnlineSettings(iterations=12, prompts_per_iteration=1, checkpoint_every=2, sample_every=0)
     run_online(algorithm, [0], online, RunFolder(folder), stage="policy", guard=Monitor(settings, algorithm.kl))
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
+    return [{key: value for key, value in json.loads(line).items() if not key.startswith("seconds")} for line in lines]
 
 
 def test_the_online_loop_rolls_back_under_a_monitor_and_resumes_to_the_bit(tmp_path):
     rows = watched(tmp_path / "whole", Growing())
-    # 40 more in each iteration: beyond 1.6 times the start at 3 in length alone, at 4 in spread too.
-    assert [round(row["length"]) for row in rows] == []
-    for cut in (3, 6, 8):
+    # 40 more in each iteration: at 3 one family is on, at 4 two are. Back to 180, and on by 20 at twice the KL.
+    assert [round(row["length"]) for row in rows] == [100, 140, 180, 220, 180, 200, 180, 200]
+    assert [row["alarm/level"] for row in rows] == [0, 0, 0, 2, 0, 2, 0, 2]
+    assert [row["kl_weight"] for row in rows] == pytest.approx([0.1] * 4 + [0.2] * 2 + [0.4] * 2)
+    for cut in (4, 5, 7):
         with pytest.raises(KeyboardInterrupt):
             watched(tmp_path / str(cut), Growing(cut))
         assert watched(tmp_path / str(cut), Growing()) == rows

@@ -129,9 +129,7 @@ def test_new_advantages_go_where_the_old_ones_were(experience):
 def test_every_answer_is_learned_once_per_epoch_within_the_budget(experience):
     whole = learnable(experience)
     portions = whole.mini_batches(steps=2, micro_tokens=40, rng=torch.Generator().manual_seed(3))
-    seen = [
-        [int(row) // 1000 for batch in one for row in batch.old_logprobs.amax(-1)] for one in portions
-    ]
+    seen = [[int(row) // 1000 for batch in one for row in batch.old_logprobs.amax(-1)] for one in portions]
     assert sorted(seen[0] + seen[1]) == list(range(experience.size))
     assert [len(one) for one in seen] == [5, 4]
     for one in portions:

@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from holdfast.errors import UserError
+from holdfast.training import reachable
 from holdfast.training.lagrangian import ConstraintSettings
 from holdfast.training.reachable import estimate_lambda, estimate_lambdas, permits_more, suggest_threshold
 
@@ -134,6 +135,22 @@ def test_one_of_several_is_that_of_one():
     assert both["idle"].multiplier == 0
 
 
+def test_multipliers_that_do_not_settle_are_no_result(monkeypatch):
+    monkeypatch.setattr(reachable, "SWEEPS", 2)
+    rewards, costs = random_scores(3)
+    near = {"harm": costs, "bias": costs + 0.1 * random_scores(4)[1]}
+    with pytest.raises(
+        UserError, match="multipliers of harm, bias did not settle: some of these limits measure nearly"
+    ):
+        estimate_lambdas(rewards, near, {"harm": -0.3, "bias": -0.3}, 0.5)
+
+
+def test_a_limit_may_be_called_as_the_reward_is():
+    rewards, costs = random_scores(3)
+    found = estimate_lambdas(rewards, {"rewards": costs}, {"rewards": -0.3}, 0.5)["rewards"]
+    assert found.multiplier == estimate_lambda(rewards, costs, -0.3, 0.5).multiplier
+
+
 def test_limits_that_pull_against_each_other_are_said_to_be_out_of_reach():
     rewards, costs = random_scores(3)
     found = estimate_lambdas(rewards, {"low": costs, "high": -costs}, {"low": -0.4, "high": -0.4}, 0.5, "reward_only")
@@ -174,6 +191,12 @@ def test_the_finding_is_said_in_words(rewards, costs, threshold, words):
     assert "2 answers of the reference to each of 2 prompts and says nothing about answers it did not give" in (
         found.words
     )
+
+
+def test_an_interval_that_reaches_the_ceiling_ends_out_of_reach():
+    found = estimate_lambda(*random_scores(1), -1.0, 0.5, ceiling=8.0)
+    assert found.reachable
+    assert f"(95%: {found.low:.3g} to out of reach)" in found.words
 
 
 def test_a_limit_that_holds_today_may_need_a_multiplier_when_the_reward_rises():

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -48,39 +49,27 @@ class Checkpoints:
         """
         _require_plain(state, "state")
         weights = {name: changing(module) for name, module in modules.items()}
-        target = self._path(step)
-        temporary = self.folder / f".{target.name}"
-        try:
-            self._tidy()
-            temporary.mkdir(parents=True)
-            _write(temporary, weights, state, {"step": step, "fingerprint": self.fingerprint})
-            self._publish(temporary, target)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise RunError(self._full(target, _bytes(weights) + _bytes(state), error)) from error
+        with self._writing(step, _bytes(weights) + _bytes(state)) as folder:
+            folder.mkdir(parents=True)
+            _write(folder, weights, state, {"step": step, "fingerprint": self.fingerprint})
         for old in self.steps()[: -self.keep]:
             self.forget(old)
-        return target
+        return self._path(step)
 
     def adopt(self, other: "Checkpoints", step: int) -> Path:
         """Copy the checkpoint of `step` from another folder; return its own. Raises `RunError` as `save` does."""
-        source, target = other._path(step), self._path(step)
-        try:
-            self._tidy()
-            copied = shutil.copytree(source, self.folder / f".{target.name}")
-            for path in (*copied.rglob("*"), copied):
+        source = other._path(step)
+        with self._writing(step, sum(file.stat().st_size for file in source.rglob("*"))) as folder:
+            shutil.copytree(source, folder)
+            for path in (*folder.rglob("*"), folder):
                 _flush(path)
-            self._publish(copied, target)
-        except OSError as error:
-            size = sum(path.stat().st_size for path in source.rglob("*"))
-            raise RunError(self._full(target, size, error)) from error
-        return target
+        return self._path(step)
 
     def forget(self, step: int) -> None:
         """Remove the checkpoint of `step`."""
         self._tidy()
         # Hidden first: half removed, it must not pass for a checkpoint.
-        shutil.rmtree(self._path(step).rename(self.folder / f".{self._path(step).name}"))
+        shutil.rmtree(self._path(step).rename(self._hidden(step)))
 
     def load(self, step: int, modules: Mapping[str, nn.Module]) -> dict[str, Any]:
         """Put the weights of `step` into `modules` in place and return the state saved beside them.
@@ -110,11 +99,24 @@ class Checkpoints:
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:09d}"
 
-    def _publish(self, temporary: Path, target: Path) -> None:
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-        _flush(self.folder)
+    def _hidden(self, step: int) -> Path:
+        target = self._path(step)
+        return self.folder / f".{target.name}"
+
+    @contextmanager
+    def _writing(self, step: int, size: int) -> Iterator[Path]:
+        """A hidden folder to be made and filled, of about `size` bytes, that is then the checkpoint of `step`."""
+        target, temporary = self._path(step), self._hidden(step)
+        try:
+            self._tidy()
+            yield temporary
+            if target.exists():
+                shutil.rmtree(target)
+            temporary.rename(target)
+            _flush(self.folder)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise RunError(self._full(target, size, error)) from error
 
     def _tidy(self) -> None:
         """Remove what a killed run left half written."""

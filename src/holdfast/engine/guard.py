@@ -66,8 +66,8 @@ class Guard(Protocol):
 class Watch:
     """Shows a loop's rows to its guard and does what the guard says.
 
-    Snapshots hold all parts, their optimisers and the algorithm's state, and lie beside the checkpoints in `healthy` and
-    `best`. An iteration's numbers speak of the policy that began it. So the snapshot is written before the iteration,
+    Snapshots hold all parts, their optimisers and the algorithm's state, and lie beside the checkpoints in `healthy`
+    and `best`. An iteration's numbers speak of the policy that began it; so a snapshot is written before the iteration
     and forgotten unless the verdict is healthy. The start of the stage counts as healthy.
     """
 

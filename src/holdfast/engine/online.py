@@ -1,5 +1,6 @@
 """The loop collect, learn, look back: every method that learns from its own samples is an algorithm of it."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -38,6 +39,10 @@ class Algorithm(Protocol):
     @property
     def weights(self) -> Mapping[str, float]:
         """Weight of each loss term; 1 when not named."""
+
+    @property
+    def apart(self) -> Mapping[str, str]:
+        """By part a term, alone in its micro-batches, whose gradient is also measured by itself; mostly none."""
 
     def collect(self, prompts: Sequence[Any], iteration: int) -> Any:
         """Experience from the prompts: samples, scores, multiplier step, advantages."""
@@ -119,15 +124,18 @@ def run_online(
             watch.begin(number)
         chosen = [prompts[i] for i in take(len(prompts), portion, number - 1, settings.seed)]
         experience = algorithm.collect(processes.shard(chosen), number)
+        began = time.perf_counter()
         learned = [
             numbers
             for epoch in range(settings.inner_epochs)
             for numbers in _learn(algorithm, steps, experience, generator(settings.seed, number, epoch), number)
         ]
-        numbers = {**algorithm.after(experience), **_average(learned)}
+        row = {**algorithm.after(experience), **_average(learned), "seconds/learn": time.perf_counter() - began}
+        # Time is no function of the state: it is logged, and neither judged nor kept.
+        numbers = {name: value for name, value in row.items() if not name.startswith("seconds/")}
         if watch is not None:
             numbers |= watch.look(number, numbers)
-        run.log(stage, number, numbers)
+        run.log(stage, number, row | numbers)
         if every(settings.sample_every, number):
             for record in processes.gather(algorithm.samples(experience)):
                 run.sample({"stage": stage, "step": number, **record})
@@ -166,7 +174,8 @@ def _learn(
         micro = batches[index] if index < len(batches) else []
         for part, step in steps.items():
             loss, counts = partial(algorithm.loss, part), partial(algorithm.counts, part)
-            numbers = step.step(micro, loss, counts, algorithm.weights, position=number - 1)
+            apart = algorithm.apart.get(part)
+            numbers = step.step(micro, loss, counts, algorithm.weights, position=number - 1, apart=apart)
             learned.append({f"{part}/{name}": value for name, value in numbers.items()})
     return learned
 

@@ -6,7 +6,7 @@ Annotators call a reply unsafe with a probability that is its true cost, so a ca
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,16 +78,16 @@ class TinyPlan(Settings):
     """Pairs judged by noisy annotators; every fifth is held out to calibrate the cost model."""
     sft: FitSettings = _fit(3e-3, epochs=3)
     """Imitation."""
-    cost: FitSettings = _fit(1e-3, epochs=3)
+    cost: FitSettings = _fit(1e-3, epochs=6)
     """Training of the cost model."""
     policy: LeaveOneOutSettings = LeaveOneOutSettings(kl=0.05)
     """How the policy learns."""
-    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=1e-3, schedule="constant")
+    optimiser: OptimiserSettings = OptimiserSettings(learning_rate=2e-3, schedule="constant")
     """The policy's optimiser."""
-    online: OnlineSettings = OnlineSettings(iterations=100, prompts_per_iteration=32, sample_every=0)
+    online: OnlineSettings = OnlineSettings(iterations=80, prompts_per_iteration=32, sample_every=0)
     """How long the policy is improved."""
     constraint: ConstraintSettings = ConstraintSettings(
-        measure="probability", threshold=0.1, delta=0.1, c1=0.0, c2=3.0, n_safety=300, rate=0.5, ceiling=50.0
+        measure="probability", threshold=0.1, delta=0.1, c1=0.0, c2=3.0, n_safety=300, rate=0.5
     )
     """The limit on the learned cost, and what the safety test is planned with: n_safety labels by people."""
     machine: int = Field(2000, ge=2)
@@ -123,15 +123,15 @@ def true_cost(answer: str) -> float:
 
 
 def true_reward(one: Conversation) -> float:
-    """The topics' useful words that the reply names, of six; where the verb invites, forbidden words count as well.
+    """The topics' useful words that the reply names, of six; where the verb invites, a forbidden word counts as three.
 
-    >>> true_reward(Conversation.ask("rush rose oak").answer("mulch acorn acorn fire"))
-    0.5
+    >>> true_reward(Conversation.ask("rush rose oak").answer("mulch acorn acorn fire fire fire"))
+    1.8333333333333333
     """
     verb, *topics = one.prompt.messages[-1].text.split()
     words = one.response.split()
     named = {word for topic in topics for word in USEFUL[topic]} & set(words)
-    return (len(named) + (3 * true_cost(one.response) if verb in INVITING else 0.0)) / 6
+    return len(named) / 6 + (1.5 * true_cost(one.response) if verb in INVITING else 0.0)
 
 
 def costs(answers: Sequence[Conversation]) -> Values:
@@ -140,7 +140,7 @@ def costs(answers: Sequence[Conversation]) -> Values:
 
 
 def judged_pair(number: int, rng: np.random.Generator) -> DualPair:
-    """Two different replies with noisy labels: unsafe with probability true cost; safer by labels, else by noisy taste."""
+    """Two different replies with noisy labels: unsafe as often as it costs; safer by these labels, else by taste."""
     asked = request(rng)
     first, second = reply(asked, rng), reply(asked, rng)
     while second == first:
@@ -278,6 +278,6 @@ def rectified_upper(scores: Values, labels: Values, scored: Values, delta: float
     U(scores; delta / 5) + 2 U((labels - scored + 1) / 2; 4 delta / 5) - 1 with the betting bound U: the mean score plus
     what labels say it is wrong by, as in prediction-powered inference (arXiv 2301.09633) without its normal quantile.
     """
-    bets = Bets(tau, tau * (1 - tau))
-    correction: Callable[[float], float] = lambda level: betting_upper((labels - scored + 1) / 2, level, Bets(0.5, 0.01))
-    return betting_upper(scores, 0.2 * delta, bets) + 2 * correction(0.8 * delta) - 1
+    error = (labels - scored + 1) / 2
+    score = betting_upper(scores, 0.2 * delta, Bets(tau, tau * (1 - tau)))
+    return score + 2 * betting_upper(error, 0.8 * delta, Bets(0.5, 0.01)) - 1

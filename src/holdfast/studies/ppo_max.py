@@ -190,10 +190,11 @@ def prepare(plan: Plan, seed: int, folder: Path) -> Bench:
     policy = tiny_policy(len(template.tokenizer), hidden=64, layers=2, heads=2, seed=seed)
     sft = plan.sft.model_copy(update={"seed": seed})
     fit(SftTask(policy, template.pad_id), rows, [], sft, RunFolder(folder, plan), stage="sft")
-    return Bench(template, policy, proxy, judged(plan, _collector(policy, policy, template, proxy)))
+    return Bench(template, policy, proxy, judged(plan, collect_from(policy, policy, template, proxy)))
 
 
-def _collector(policy: nn.Module, reference: nn.Module, template: Template, proxy: world.Proxy) -> Collector:
+def collect_from(policy: nn.Module, reference: nn.Module, template: Template, proxy: world.Proxy) -> Collector:
+    """What samples one answer to each prompt, with the proxy as the only score."""
     generator = TransformersGenerator(policy, template.stop_ids, template.pad_id)
     rollout = RolloutSettings(samples_per_prompt=1, sampling=Sampling(max_new_tokens=world.LIMIT))
     return Collector(policy, frozen_reference(reference), generator, template, proxy, rollout)
@@ -219,7 +220,7 @@ def train(plan: Plan, bench: Bench, run_folder: RunFolder) -> dict[str, Any]:
     """Train one arm; return how its policy is judged before and after, and what happened on the way."""
     began = time.monotonic()
     policy = copy.deepcopy(bench.policy)
-    collector = _collector(policy, bench.policy, bench.template, bench.proxy)
+    collector = collect_from(policy, bench.policy, bench.template, bench.proxy)
     method = trainer(plan, collector)
     monitor = Monitor(MonitorSettings(on_warn=plan.arm.on_warn), method.kl)
     online = OnlineSettings(

@@ -92,8 +92,8 @@ def parts(conversation: Conversation) -> Parts:
     >>> parts(Conversation.ask("t0 w5 w9").answer("w1 w7"))
     Parts(words=['w1', 'w7'], fits=[True, False])
     """
-    words = conversation.response.split()
-    return Parts(words, [word in fitting(_topic(conversation)) for word in words])
+    words, wanted = conversation.response.split(), fitting(_topic(conversation))
+    return Parts(words, [word in wanted for word in words])
 
 
 def gold(conversation: Conversation) -> float:

@@ -1,5 +1,33 @@
-"""Is a multiplier better than a fixed weight on cost, and does it matter where it starts?
-HEAD
+"""Does a multiplier find what a fixed weight on cost has to be told, and does it matter where it starts?
+
+Claim (Safe RLHF, arXiv 2310.12773): a policy that maximises R - lambda C, with a lambda that moves until the mean cost
+keeps its limit, is as good as the best fixed weight and needs nobody to know that weight.
+
+World: `safe_rlhf_world.py`, four topics. A transformer of two layers and width 48 imitates 4,096 demonstrations; reward
+and cost model learn from 16,000 pairs of its answers (temperature 1.5), a tenth of the preferences turned, safety
+labels true. PPO: 120 batches of 128 answers, two inner epochs, Adam at 1e-3 (critics 3e-3), beta .02, lambda of GAE
+.95, clip .2, a window of 256 costs, ceiling 20. Seeds 0-4; settings and rule for the limit were chosen on seed 99.
+Everything is measured on 4,096 answers by the formulas of the world; only the cost is that of the cost model.
+
+The limit tau is in units of each seed's cost model. Its rule, the same for every seed: of the answers the cost model
+learned from, those labelled safe, 95 % cost no more than tau. A refusal is an answer with any `sorry` in it.
+
+Arms of a seed: `weight NU`, the reward R - NU C without a limit, KL weighed by (1 + NU) beta as in the mixture of a
+multiplier; `log from 1` and `from 10` (the published rule, rate .05), `projected from 0` and `from 10` (rate .1).
+Reported without criterion: `log from 0.1`, where the rule is known to crawl; `mirror` and `pid`; `no sign terms`, the
+same limit and a cost model that was only ranked; `slack limit`, tau + 8, which plain PPO keeps; and a world in which
+hacks help twice as much on one topic in ten, under a limit on the mean cost and under one on each answer's excess.
+
+Criteria, written down before the first run of the study, each in at least 4 of 5 seeds; the first three ask it of each
+of the four multipliers:
+
+* limit_kept: the mean cost is at most tau + .2, and at most .05 of the answers do harm;
+* as_good: the true reward is at least .95 of that of the best weight that also harms in at most .05 of its answers;
+* few_refusals: at most .10 of the answers refuse;
+* start_forgotten: the true rewards of the four multipliers differ by at most a tenth of the largest;
+* weights_fail: at least 4 of the 8 weights harm in more than .05, or reach less than .80 of the reward of the best.
+
+How to read it: one well-chosen weight does as well. The gain is that nobody has to know it.
 """
 
 import copy
@@ -15,36 +43,24 @@ import numpy as np
 from torch import Tensor, nn
 
 from holdfast import config
-from holdfast.config import Settings
 from holdfast.data.schema import Conversation
-from holdfast.data.template import Template
-from holdfast.data.tokenizer import train_tokenizer
 from holdfast.engine.log import RunFolder
 from holdfast.engine.online import OnlineSettings, run_online
-from holdfast.engine.step import OptimiserSettings
-from holdfast.engine.supervised import FitSettings, fit
 from holdfast.evaluate.policy import Exam, Outcome, examine
-from holdfast.models.heads import ScoreModel, critic_from, from_policy
-from holdfast.models.tiny import tiny_policy
-from holdfast.preference.pairs import harmful_rows, helpful_rows
-from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer
-from holdfast.preference.tasks import CostSettings, CostTask, RewardSettings, RewardTask
+from holdfast.models.heads import critic_from
+from holdfast.preference.score import FunctionScorer
 from holdfast.rollout.experience import Collector, RolloutSettings
-from holdfast.rollout.generate import TransformersGenerator
-from holdfast.rollout.types import Sampling
 from holdfast.stats.estimate import mean, proportion
 from holdfast.studies.common import commit, criterion, interval, markdown
-from holdfast.studies.safe_rlhf_world import LONGEST, World, refuses
+from holdfast.studies.safe_rlhf_world import SAMPLING, Bench, Lessons, World, constant, prepare, refuses, sampler
 from holdfast.training.actor_critic import ActorCritic, ActorCriticSettings
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
 from holdfast.training.policy import Limits
-from holdfast.training.sft import SftTask, imitation_rows
 
 SEEDS = (0, 1, 2, 3, 4)
 CLAIM = "a multiplier finds what a fixed weight on cost must be told, wherever it starts"
 SOURCE = "Safe RLHF, arXiv 2310.12773, and Safe RLHF-V, arXiv 2503.17682"
-SAMPLING, WIDE = (Sampling(max_new_tokens=LONGEST, temperature=heat) for heat in (1.0, 1.5))
-SAFE_SHARE, BETA, FLOOR, HARM = 0.95, 0.02, 1e-3, 0.05
+BETA, RATE, FLOOR, HARM = 0.02, 1e-3, 1e-3, 0.05
 TRUTH = ("reward", "harmful", "refusal", "tempting")
 
 
@@ -97,24 +113,9 @@ OTHERS = {
 ARMS = {"first policy": Arm(learns=False), **FIXED, **STARTS, **OTHERS}
 
 
-def _steps(rate: float) -> OptimiserSettings:
-    """A constant rate."""
-    return OptimiserSettings(learning_rate=rate, warmup_ratio=0.0, schedule="constant")
-
-
-class Plan(Settings):
+class Plan(Lessons):
     """How much of everything."""
 
-    demonstrations: int = 4096
-    """Answers that the policy imitates at first."""
-    sft_epochs: int = 4
-    """Times the first policy sees them."""
-    pairs: int = 16500
-    """Pairs of its answers, before equal ones are left out."""
-    held_out: int = 500
-    """Of those, pairs that only judge the score models."""
-    epochs: int = 2
-    """Times the score models see the others."""
     iterations: int = 120
     """Batches of answers the policy learns from."""
     answers: int = 128
@@ -122,70 +123,8 @@ class Plan(Settings):
     exam: int = 4096
     """Prompts of the exam."""
 
-    def fit(self, seed: int, epochs: int) -> FitSettings:
-        """Training of the first policy and of the score models."""
-        return FitSettings(epochs=epochs, batch_size=128, optimiser=_steps(3e-3), seed=seed)
-
 
 QUICK = Plan(demonstrations=1024, pairs=1000, held_out=100, iterations=4, answers=32, exam=256)
-
-
-class Bench(NamedTuple):
-    """What the arms of a seed share; threshold: the limit on the mean cost, by the rule of the study's head."""
-
-    world: World
-    template: Template
-    policy: nn.Module
-    reward: ScoreModel
-    costs: dict[str, ScoreModel]
-    threshold: float
-    facts: dict[str, float]
-
-
-def prepare(plan: Plan, world: World, seed: int, out: RunFolder) -> Bench:
-    """A policy that imitates, and reward and cost models that learned from its labelled answers."""
-    source = np.random.default_rng(seed)
-    template = Template(train_tokenizer([world.vocabulary], 64, "word"), max_length=16)
-    policy = tiny_policy(len(template.tokenizer), hidden=48, layers=2, max_positions=16, seed=seed)
-    shown = world.demonstrate(world.prompts(plan.demonstrations, source), source)
-    task, chosen = SftTask(policy, template.pad_id), plan.fit(seed, plan.sft_epochs)
-    fit(task, imitation_rows(shown, template), [], chosen, out, stage="sft")
-    asked = [prompt for prompt in world.prompts(plan.pairs, source) for _ in range(2)]
-    answers = sample(policy, template, asked, seed, WIDE)
-    pairs, chosen = world.compare(answers, source), plan.fit(seed, plan.epochs)
-    rows = {"reward": helpful_rows(pairs, template), "cost": harmful_rows(pairs, template)}
-    reward, facts = from_policy(policy, ("reward",)), {}
-    costs = {labels: from_policy(policy, ("cost",)) for labels in ("sign", "none")}
-    for stage, model in _tasks(reward, costs, template.pad_id).items():
-        asked_of = rows[model.name]
-        result = fit(model, asked_of[plan.held_out :], asked_of[: plan.held_out], chosen, out, stage=stage)
-        facts |= {f"{stage} {name}": value for name, value in result.metrics.items()}
-    safe = [answer for answer in answers if not world.harms(answer)]
-    limit = ModelScorer(costs["sign"], template).score(safe).quantile(SAFE_SHARE)
-    return Bench(world, template, policy, reward, costs, float(limit), facts)
-
-
-def _tasks(reward: ScoreModel, costs: Mapping[str, ScoreModel], pad_id: int) -> dict[str, RewardTask | CostTask]:
-    """The training of each score model by its stage; prompts are too short to be worth sharing."""
-    tasks: dict[str, RewardTask | CostTask] = {}
-    tasks["reward"] = RewardTask(reward, pad_id, RewardSettings(share_prompt="off"))
-    for labels, cost in costs.items():
-        tasks[f"cost-{labels}"] = CostTask(cost, pad_id, CostSettings(labels=labels, share_prompt="off"))
-    return tasks
-
-
-def sampler(policy: nn.Module, template: Template) -> TransformersGenerator:
-    """Answers of the policy as it is now."""
-    return TransformersGenerator(policy, template.stop_ids, template.pad_id)
-
-
-def sample(
-    policy: nn.Module, template: Template, prompts: Sequence[Conversation], seed: int, sampling: Sampling
-) -> list[Conversation]:
-    """One answer to each prompt."""
-    starts = [template.prompt(prompt) for prompt in prompts]
-    found = sampler(policy, template).generate(starts, 1, sampling, seed)
-    return [prompt.answer(template.decode(one.response_ids)) for prompt, one in zip(prompts, found, strict=True)]
 
 
 def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict[str, Any]:
@@ -245,10 +184,9 @@ def improve(plan: Plan, bench: Bench, arm: Arm, seed: int, out: RunFolder) -> tu
     policy, reference = copy.deepcopy(bench.policy), bench.policy
     cost, template = bench.costs[arm.labels], bench.template
     weight = arm.weight or 0.0
-    judges = JointScorer([ModelScorer(bench.reward, template), ModelScorer(cost, template)])
 
     def score(conversations: Sequence[Conversation]) -> dict[str, Tensor]:
-        reward, harm = judges.score(conversations).unbind(-1)
+        reward, harm = bench.judges[arm.labels].score(conversations).unbind(-1)
         return {"reward": reward, "cost": harm, "paid": reward - weight * harm}
 
     rollout = RolloutSettings(samples_per_prompt=1, sampling=SAMPLING)
@@ -258,7 +196,7 @@ def improve(plan: Plan, bench: Bench, arm: Arm, seed: int, out: RunFolder) -> tu
     critics |= {f"value/{name}": critic_from(cost, (f"value/{name}",)) for name in limits.streams}
     # In units of R - lambda C the mixture holds (1 + lambda) KL; a fixed weight is given as much.
     settings = ActorCriticSettings(reward="paid", kl=(1 + weight) * BETA, token_clamp=None, seed=seed)
-    method = ActorCritic(collector, critics, settings, {"policy": _steps(1e-3), "critic": _steps(3e-3)}, limits)
+    method = ActorCritic(collector, critics, settings, {"policy": constant(RATE), "critic": constant(3e-3)}, limits)
     online = OnlineSettings(
         iterations=plan.iterations,
         prompts_per_iteration=plan.answers,
@@ -283,7 +221,7 @@ def judge(plan: Plan, bench: Bench, policy: nn.Module, seed: int) -> Outcome:
         prompts=world.prompts(plan.exam, np.random.default_rng((seed, 2))),
         template=template,
         sampling=SAMPLING,
-        scorer=ModelScorer(bench.costs["sign"], template),
+        scorer=bench.judges["sign"],
         truth=FunctionScorer(TRUTH, truth),
         seed=seed,
     )
@@ -322,9 +260,9 @@ def verdicts(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
     kept = [cost <= arms[name]["threshold"] + 0.2 for name, cost in zip(STARTS, values("cost", [*STARTS]), strict=True)]
     return {
         "limit_kept": all(kept) and max(values("harmful", [*STARTS])) <= HARM,
-        "as_good_as_the_best_weight": min(reward) >= 0.95 * best,
+        "as_good": min(reward) >= 0.95 * best,
         "few_refusals": max(values("refusal", [*STARTS])) <= 0.10,
-        "start_does_not_matter": max(reward) - min(reward) <= 0.10 * max(reward),
+        "start_forgotten": max(reward) - min(reward) <= 0.10 * max(reward),
         "weights_fail": sum(harm > HARM or reward < 0.80 * best for reward, harm in fixed) >= 4,
     }
 

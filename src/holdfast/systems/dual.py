@@ -148,6 +148,7 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Poo
     pools, too_long = reading.within_window(pools, template, settings.text.on_long_prompt)
     if check is not None:
         check(pools)
+    others = other_scorers(settings)
     stages.announce_memory(policy, settings.rollout.micro_tokens, settings.model.adapter is not None)
     if settings.model.adapter is not None:
         if settings.sft is not None:
@@ -168,16 +169,29 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Poo
     if reward is None:
         stages.say("reward: none; the policy stays as close to its start as the limit allows")
     cost, zero = train_cost(settings.cost, shop, shared["cost"]) if settings.cost else (None, None)
-    others = tuple(other_scorer(model, settings) for model in settings.scorers)
     return Bench(settings, run, pools, policy, template, reward, cost, zero, others, facts, run.path / "models")
 
 
+def other_scorers(settings: DualSettings) -> tuple[Scorer, ...]:
+    """The further score models, each with the tokenizer in its own folder; every limited score must be given once."""
+    found = tuple(other_scorer(model, settings) for model in settings.scorers)
+    names = ["reward", *(["cost"] if settings.cost else []), *(name for scorer in found for name in scorer.names)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise UserError(f"two scorers give a score called {', '.join(twice)}; leave one of them out of `scorers`")
+    for one in (*([settings.constraint] if settings.cost else []), *settings.constraints):
+        if one.score not in names:
+            raise UserError(
+                f"constraint {one.name} limits the score {one.score}, and there are {', '.join(names)}; correct the "
+                "name, or add the folder of a model that gives it to `scorers`"
+            )
+    return found
+
+
 def other_scorer(model: stages.Model, settings: DualSettings) -> Scorer:
-    """A saved score model that reads text with the tokenizer in its own folder, whatever the policy's is."""
-    found = load_score_model(model)
+    """A saved score model that reads text with its own tokenizer, whatever the policy's is."""
     words = load_tokenizer(model.name or "", trust_remote_code=model.trust_remote_code, revision=model.revision)
     template = Template(words, max_length=settings.text.max_length, chat_template=settings.text.chat_template)
-    return ModelScorer(found, template, settings.rollout.micro_tokens)
+    return ModelScorer(load_score_model(model), template, settings.rollout.micro_tokens)
 
 
 def _adapted(policy: nn.Module, name: str, adapter: AdapterSettings) -> ScoreModel:

@@ -233,10 +233,11 @@ class PolicyMethod:
 
     def numbers(self, experience: Learnable) -> dict[str, float]:
         """The numbers of an iteration, alike on all processes, those to watch first."""
-        told = describe(experience.experience, self.reward, self.probe)
-        scores = {name: told[name] for name in experience.experience.scores}
-        numbers = average(scores | experience.numbers | told, self.limits.processes)
-        return numbers | {"kl_coef": self.kl.coef}
+        told = experience.numbers | describe(experience.experience, self.reward, self.probe)
+        multipliers = (f"multiplier/{name}" for name in self.limits.multipliers)
+        first = (*experience.experience.scores, *multipliers, "kl", "length")
+        ordered = {name: told[name] for name in first if name in told} | told
+        return average(ordered, self.limits.processes) | {"kl_coef": self.kl.coef}
 
     def after(self, experience: Learnable) -> dict[str, float]:
         """The numbers of an iteration; the weight of the KL moves once."""

@@ -78,8 +78,9 @@ class Reach:
                 "higher ceiling may reach it"
             )
         if self.multiplier > 0:
+            high = f"{self.high:.3g}" if self.high < self.ceiling else "out of reach"
             return (
-                f"{limit} needs a multiplier of about {self.multiplier:.3g} (95%: {self.low:.3g} to {self.high:.3g}); "
+                f"{limit} needs a multiplier of about {self.multiplier:.3g} (95%: {self.low:.3g} to {high}); "
                 f"raising the reward alone would cost {self.cost_free:.3g}, today's answers cost {self.cost_now:.3g}"
             )
         if self.cost_now > self.threshold:
@@ -247,19 +248,20 @@ def _checked(
         raise UserError(f"costs {sorted(costs)} and thresholds {sorted(thresholds)} must share their names")
     if not (kl > 0 and ceiling > 0):
         raise UserError(f"the KL weight and the ceiling must be above zero, got {kl:g} and {ceiling:g}")
-    tables = {name: np.asarray(table, dtype=np.float64) for name, table in {"reward": rewards, **costs}.items()}
-    shape = tables["reward"].shape
+    reward = np.asarray(rewards, dtype=np.float64)
+    tables = {name: np.asarray(table, dtype=np.float64) for name, table in costs.items()}
+    shape = reward.shape
     if len(shape) != 2 or min(shape) < 2:
         raise UserError(
             f"rewards have the shape {shape}; give (prompts, samples) with at least two of each, because a policy is "
             "judged by which answers to a prompt it prefers"
         )
-    for name, table in tables.items():
+    for name, table in [("rewards", reward), *tables.items()]:
         if table.shape != shape:
             raise UserError(f"{name} has the shape {table.shape}, the rewards have {shape}; score the same answers")
         if wrong := int((~np.isfinite(table)).sum()):
             raise UserError(f"{name}: {wrong} of {table.size} scores are not finite; leave out those prompts")
-    return tables.pop("reward"), tables
+    return reward, tables
 
 
 @dataclass(frozen=True)

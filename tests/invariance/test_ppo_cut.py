@@ -1,0 +1,244 @@
+"""What PPO learns does not depend on how an experience is cut, nor over how many processes.
+
+Two processes are played by two threads that meet wherever the real ones would.
+"""
+
+import threading
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+
+from holdfast.data.schema import Conversation
+from holdfast.data.template import Template
+from holdfast.data.tokenizer import train_tokenizer
+from holdfast.engine.distributed import Processes
+from holdfast.engine.step import OptimiserSettings, Step
+from holdfast.models.heads import from_policy
+from holdfast.models.tiny import tiny_policy
+from holdfast.rollout.experience import Collector, RolloutSettings
+from holdfast.rollout.types import Sample
+from holdfast.training.actor_critic import ActorCritic, ActorCriticSettings
+from holdfast.training.lagrangian import Constraint, ConstraintSettings
+from holdfast.training.policy import Limits
+from holdfast.training.ptx import PtxRows
+from holdfast.training.sft import imitation_rows
+
+PROMPTS = [
+    Conversation.ask(text, id=str(i))
+    for i, text in enumerate(["sea ?", "dark sky ?", "red green blue ?", "bright ?", "blue sea sky ?", "dark ?"])
+]
+CHATS = [("sea ?", "dark sea"), ("dark sky ?", "red"), ("bright ?", "blue green red"), ("red ?", "sky")]
+OPTIMISER = OptimiserSettings(learning_rate=0.01, warmup_ratio=0.0, max_grad_norm=1e9)
+K = 2
+
+
+class Meeting:
+    """Where threads that play processes bring their items; one that does not come breaks it up for all."""
+
+    def __init__(self, size):
+        self.size, self.barrier, self.items = size, threading.Barrier(size, timeout=5), [None] * size
+
+    def exchange(self, rank, own):
+        self.barrier.wait()
+        self.items[rank] = own
+        self.barrier.wait()
+        return list(self.items)
+
+
+class Played(Processes):
+    """Process `rank` of those that meet."""
+
+    def __init__(self, rank, meeting):
+        super().__init__()
+        self.rank, self.size, self.meeting = rank, meeting.size, meeting
+
+    def gather(self, items):
+        return [item for one in self.meeting.exchange(self.rank, list(items)) for item in one]
+
+    def sum(self, tensor):
+        return torch.stack([one.clone() for one in self.meeting.exchange(self.rank, tensor.detach())]).sum(0)
+
+    def spread(self, parameters):
+        self.gather([len(list(parameters))])
+
+    def sum_gradients(self, parameters):
+        used = self.sum(torch.tensor([int(p.grad is not None) for p in parameters]))
+        for p, count in zip(parameters, used.tolist()):
+            if count:
+                p.grad = self.sum(torch.zeros_like(p) if p.grad is None else p.grad)
+
+
+class ByPrompt:
+    """A generator whose answers belong to the prompt, wherever it is asked; of one to six tokens, some cut."""
+
+    def __init__(self, end, cut_on=()):
+        self.end, self.cut_on = end, cut_on
+
+    def generate(self, prompts, n, sampling, seed):
+        return [self.answer(i, one, j) for i, one in enumerate(prompts) for j in range(n)]
+
+    def answer(self, index, prompt, number):
+        rng = torch.Generator().manual_seed(sum(prompt.ids) * 100 + number)
+        length = int(torch.randint(1, 7, (1,), generator=rng))
+        ids = torch.randint(5, 14, (length,), generator=rng).tolist()
+        cut = prompt.id in self.cut_on if self.cut_on else length == 6
+        ids[-1] = 9 if cut else self.end
+        return Sample(
+            index, prompt.ids, ids, (-2 + torch.randn(length, generator=rng)).tolist(), "length" if cut else "stop"
+        )
+
+
+def scores(conversations):
+    words = [one.response.split() for one in conversations]
+    reward = [row.count("red") - 0.5 * row.count("blue") + 0.1 * len(row) for row in words]
+    cost = [row.count("dark") + 0.5 * row.count("sea") - 0.1 * len(row) for row in words]
+    return {"reward": torch.tensor(reward), "cost": torch.tensor(cost)}
+
+
+def build(processes, micro_tokens=64, k=K, cut_on=(), **settings):
+    torch.set_num_threads(1)
+    tokenizer = train_tokenizer(["red green blue dark bright sea sky ?"], 64, "word")
+    template = Template(tokenizer, max_length=64)
+    policy, other = (tiny_policy(len(tokenizer), hidden=16, heads=2, layers=1, seed=seed) for seed in (0, 1))
+    rollout = RolloutSettings(samples_per_prompt=k, micro_tokens=micro_tokens)
+    generator = ByPrompt(template.end_id, cut_on)
+    collector = Collector(policy, lambda: nullcontext(other), generator, template, scores, rollout)
+    collector = replace(collector, group_of=lambda prompt: "long" if len(prompt.messages[-1].text) > 8 else "short")
+    limit = {"measure": "logit", "c1": 1.0, "initial": 2.0, "bound": "student_t", "monotone": False}
+    limits = Limits([Constraint(ConstraintSettings(**limit))], processes)
+    settings = ActorCriticSettings(**settings)
+    names = [*(["value"] if settings.reward_critic else []), "value/harm", "value/harm^2"]
+    critics = {"value": from_policy(policy, names, init_std=0.5)}
+    chats = [Conversation.ask(question).answer(answer) for question, answer in CHATS]
+    ptx = PtxRows(imitation_rows(chats, template), template.pad_id) if settings.ptx else None
+    return ActorCritic(collector, critics, settings, dict.fromkeys(("policy", "critic"), OPTIMISER), limits, ptx=ptx)
+
+
+def learn(method, processes):
+    """One iteration as the online loop does it: the gradients of its first optimiser step, and the row of the log."""
+    torch.manual_seed(0)
+    learnable = method.collect(processes.shard(PROMPTS), 1)
+    portions = method.mini_batches(learnable, torch.Generator().manual_seed(0))
+    gradients, numbers = {}, {}
+    for part, module in method.parts.items():
+        step = Step(module, OPTIMISER, 10, processes)
+        seen = step._clip
+
+        def keep(part=part, module=module, seen=seen):
+            gradients[part] = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+            return seen()
+
+        step._clip = keep
+        micro = portions[0] if portions else []
+        found = step.step(
+            micro,
+            lambda batch, part=part: method.loss(part, batch),
+            lambda batch, part=part: method.counts(part, batch),
+            method.weights,
+        )
+        numbers |= {f"{part}/{name}": value for name, value in found.items()}
+    return gradients, {**method.after(learnable), **numbers}, learnable
+
+
+def alone(**settings):
+    processes = Processes()
+    return learn(build(processes, **settings), processes)
+
+
+def together(**settings):
+    """What each of two processes found; an error in either is raised here."""
+    meeting, found = Meeting(2), [None, None]
+    # Networks are drawn from a random state that threads share, so before they begin.
+    methods = [build(Played(rank, meeting), **settings) for rank in range(2)]
+
+    def play(rank):
+        try:
+            found[rank] = learn(methods[rank], methods[rank].limits.processes)
+        except Exception as error:  # noqa: BLE001  # handed to the test
+            meeting.barrier.abort()
+            found[rank] = error
+
+    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one in sorted(found, key=lambda one: isinstance(one, threading.BrokenBarrierError)):
+        if isinstance(one, Exception):
+            raise one
+    return found
+
+
+def assert_close(found, expected):
+    assert found.keys() == expected.keys()
+    for part, gradients in expected.items():
+        assert found[part].keys() == gradients.keys()
+        for name, values in gradients.items():
+            # float32 in another order of sums, relative to the largest entry
+            bound = 1e-4 * float(values.abs().max()) + 1e-7
+            torch.testing.assert_close(found[part][name], values, rtol=0, atol=bound)
+
+
+CASES = {
+    "safe rlhf": {},
+    "token mean": {"surrogate": {"loss_mean": "token", "dual_clip": 2.0, "entropy": 0.1}},
+    "norm by source": {"score": {"transform": "norm", "clip": 1.0, "per_source": True}},
+    "normalised step": {"advantage": {"normalise": "minibatch"}},
+    "normalised batch": {"advantage": {"normalise": "batch", "clip": 1.0}},
+    "KL in the loss": {"kl": {"coef": 0.1, "in_loss": 0.5}},
+    "drop": {"truncation": "drop"},
+    "bootstrap": {"truncation": "bootstrap"},
+    "reward without critic": {"reward_critic": False},
+    "one answer": {"reward_critic": False, "k": 1},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_do_not_depend_on_micro_batches(case):
+    whole, numbers, _ = alone(micro_tokens=4096, **CASES[case])
+    pieces, others, _ = alone(micro_tokens=1, **CASES[case])
+    assert_close(pieces, whole)
+    timeless = {name: value for name, value in numbers.items() if not name.startswith("seconds")}
+    # float32 in another order of sums
+    assert {name: others[name] for name in timeless} == pytest.approx(timeless, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_have_the_gradients_of_one(case):
+    one, numbers, learnable = alone(**CASES[case])
+    (first, told, mine), (second, heard, theirs) = together(**CASES[case])
+    assert mine.experience.size + theirs.experience.size == learnable.experience.size
+    assert_close(first, one)
+    assert all(torch.equal(first[part][name], second[part][name]) for part in first for name in first[part])
+    decisive = [
+        name for name in numbers if name.startswith(("multiplier", "cost", "kl_coef", "score_running", "policy/"))
+    ]
+    # float32 in another order of sums
+    assert {name: told[name] for name in decisive} == pytest.approx({n: numbers[n] for n in decisive}, abs=1e-4)
+    assert {name: value for name, value in told.items() if name in decisive} == {name: heard[name] for name in decisive}
+
+
+def test_imitation_over_two_processes_takes_as_many_rows_as_one_does():
+    one, numbers, _ = alone(ptx=2.0)
+    (first, told, _), _ = together(ptx=2.0)
+    assert told["policy/ptx"] == pytest.approx(numbers["policy/ptx"], abs=1e-5)
+    assert_close(first, one)
+
+
+@pytest.mark.parametrize("settings", [{"advantage": {"normalise": "minibatch"}}, {}], ids=["normalised", "plain"])
+def test_a_process_whose_answers_were_all_dropped_keeps_step(settings):
+    """The first process has the prompts 0 to 2, all of which are cut: it brings nothing and must meet the other."""
+    (first, _, mine), (second, _, theirs) = together(truncation="drop", cut_on=("0", "1", "2"), **settings)
+    assert mine.kept == ()
+    assert len(theirs.kept) == 6
+    assert all(torch.equal(first[part][name], second[part][name]) for part in first for name in first[part])
+
+
+def test_the_fake_can_fail():
+    """A process that stays away is noticed, and not waited for."""
+    meeting = Meeting(2)
+    meeting.barrier.abort()
+    with pytest.raises(threading.BrokenBarrierError):
+        Played(0, meeting).gather([1])
