@@ -227,6 +227,11 @@ def test_snapshots_are_kept_no_closer_than_asked(tmp_path):
         assert written == [0], "nothing is written that could not be confirmed"
 
 
+def test_where_a_best_is_wanted_every_iteration_may_be_it(tmp_path):
+    go(tmp_path, Drift(), Script(healthy=(5,), best=(5,), keep_every=9))
+    assert kept(tmp_path, "best") == [4]
+
+
 def test_no_snapshots_where_none_are_wanted(tmp_path):
     go(tmp_path, Drift(), Script(healthy=range(TOTAL + 1), keep_every=0))
     assert not (tmp_path / "checkpoints" / "policy" / "healthy").exists()
@@ -237,6 +242,13 @@ def test_only_snapshots_that_a_checkpoint_would_go_back_to_are_kept(tmp_path):
     go(tmp_path, Drift(), Script(healthy=(2, 3, 5, 6, 11), best=(3, 11)))
     assert kept(tmp_path) == [5, 10]
     assert kept(tmp_path, "best") == [2, 10]
+
+
+def test_a_snapshot_made_since_the_last_checkpoint_does_not_displace_the_one_before(tmp_path):
+    """Killed in iteration 5: a run resumed from checkpoint 3 knows of 1 as healthy, and of 3 only after iteration 4."""
+    with pytest.raises(PowerCut):
+        go(tmp_path, Drift(5), Script(healthy=(2, 4)))
+    assert kept(tmp_path) == [1, 3, 4]
 
 
 def test_a_snapshot_that_is_not_confirmed_is_forgotten(tmp_path):

@@ -10,7 +10,7 @@ MUTANTS = [
     (_FILE, "        if not n:\n            return\n", "", _TESTS),
     (_FILE, "values = values.double()", "values = values", _TESTS),
     (_FILE, "self._spread(self.seen - 1)", "self._spread(self.seen)", _TESTS),
-    (_FILE, "if count > 0 else 0.0", "if count else 0.0", _TESTS),
+    (_FILE, "if count > 0 else 0.0", "if True else 0.0", _TESTS),
     (_FILE, "float32).eps * abs(self.mean)", "float32).eps * 0", _TESTS),
     (_FILE, "float32).eps * abs(self.mean)", "float32).eps * 1e4", _TESTS),
 ]

@@ -57,7 +57,14 @@ def test_without_a_spread_it_is_exactly_zero(batches):
     assert (seen(*batches).std, seen(*batches).sample_std) == (0.0, 0.0)
 
 
+def test_a_small_scale_is_a_spread_all_the_same():
+    assert seen([1e-9, 3e-9]).std == pytest.approx(1e-9)
+
+
 def test_low_precision_is_summed_in_double():
+    moments = Moments()
+    moments.add(torch.tensor([1e8, 1.0, -1e8]))
+    assert moments.mean == pytest.approx(1 / 3)
     moments = Moments()
     moments.add(torch.full((5000,), 3.0, dtype=torch.bfloat16))
     moments.add(torch.tensor([5.0, 1.0], dtype=torch.float16))

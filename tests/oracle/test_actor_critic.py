@@ -77,7 +77,8 @@ CASES = {
     "norm, truncated ones too": ("two", 3, {"score": {"transform": "norm", "exclude_truncated": False}}),
     "scale": ("two", 3, {"score": {"transform": "scale"}}),
     "two lambdas": ("two", 3, {"advantage": {"gamma": 0.9, "lam_policy": 0.6, "lam_value": 1.0}}),
-    "lambda by length": ("two", 3, {"advantage": {"lam_value": 0.7, "length_adaptive": 0.5, "lam_floor": 0.1}}),
+    # Of answers of 3, 4 and 6 tokens the first would have a third.
+    "lambda by length": ("two", 3, {"advantage": {"length_adaptive": 0.5, "lam_floor": 0.4}}),
     "penalty": ("two", 3, NORM | {"truncation": "penalty", "missing_eos_penalty": 0.7}),
     "bootstrap": ("none", 3, {"truncation": "bootstrap", "token_clamp": None}),
     "drop": ("two", 3, {"truncation": "drop"}),

@@ -27,8 +27,8 @@ MUTANTS = [
     (GENERATE, "            **prompts.extra,\n", "", TEST_GENERATE),
     (
         EXPERIENCE,
-        "line[row.prompt_length : row.length] = True",
-        "line[row.prompt_length : row.length - 1] = True",
+        "Ragged([row.length - row.prompt_length for row in rows])",
+        "Ragged([max(row.length - row.prompt_length - 1, 1) for row in rows])",
         TEST_EXPERIENCE,
     ),
     (
@@ -40,8 +40,8 @@ MUTANTS = [
     (EXPERIENCE, "        sampling.require_unbiased()\n", "", TEST_EXPERIENCE),
     (
         EXPERIENCE,
-        "result[chosen, : found.shape[1]] = found",
-        "result[sorted(chosen), : found.shape[1]] = found",
+        "found |= zip(chosen, own.split(",
+        "found |= zip(sorted(chosen), own.split(",
         TEST_EXPERIENCE,
     ),
     (EXPERIENCE, "temperature=temperature,", "temperature=1.0,", TEST_EXPERIENCE),

@@ -8,7 +8,7 @@ MUTANTS = [
     (BANDIT, "return centre + spread * unit", "return centre + unit", TEST),
     (BANDIT, "dual.augmented_cost((cost - centre) / spread", "dual.augmented_cost(cost / spread", TEST),
     (BANDIT, "kappa, monotone=monotone)", "kappa, monotone=False)", TEST),
-    (BANDIT, "pull - advantage.sum(-1, keepdim=True) * draw.odds", "pull + advantage.sum(-1, keepdim=True)", TEST),
+    (BANDIT, "zeros_like(draw.odds).scatter_add(", "zeros_like(draw.odds).scatter(", TEST),
     (BANDIT, "/ advantage[0].numel()", "/ advantage.numel()", TEST),
     (BANDIT, "draw.reward - kl * log_ratio", "draw.reward + kl * log_ratio", TEST),
     (BANDIT, "(ACTIONS * draw.odds).log()", "draw.odds.log()", TEST),

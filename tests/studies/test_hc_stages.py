@@ -301,7 +301,6 @@ def _shuffled(values):
     return values[sorted(range(len(values)), key=lambda i: hashlib.sha256(f"0:{i}".encode()).digest())]
 
 
-@pytest.mark.slow
 def test_stage_c_end_to_end(tmp_path):
     found = hc_tiny.stage_c(TINY, 0, tmp_path)
     assert found["before"]["cost"]["n"] == 60

@@ -1,6 +1,7 @@
 """Critics first: the policy stands still to the bit, targets are what was earned, and it ends where the loss does."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from holdfast.errors import UserError
 from holdfast.models.heads import from_policy
 from holdfast.models.trunk import HeadsOnPolicy
 from holdfast.training.actor_critic import ActorCritic, ActorCriticSettings
+from holdfast.training.groups import GroupLimits, GroupRewardSettings
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
 from holdfast.training.monitor import Monitor, MonitorSettings
 from holdfast.training.policy import Limits
@@ -91,6 +93,22 @@ def test_the_policy_and_all_that_steers_it_stand_still(bench, tmp_path):
     assert {row["multiplier/harm"] for row in rows(tmp_path, "critics")} == {1.0}
     assert {row["kl_coef"] for row in rows(tmp_path, "critics")} == {0.1}
     assert not any(name.startswith("policy/") for row in rows(tmp_path, "critics") for name in row)
+
+
+def test_the_weights_of_groups_stand_still(bench):
+    made = bench()
+    made.collector = replace(made.collector, group_of=lambda prompt: prompt.messages[-1].text[:4])
+    groups = sorted({prompt.messages[-1].text[:4] for prompt in made.prompts})
+    limits = GroupLimits([], groups, GroupRewardSettings(eta=1.0))
+    critics = {"value": made.critics["value"]}
+    optimisers = {"policy": OPTIMISER, "critic": OPTIMISER}
+    method = ActorCritic(made.collector, critics, ActorCriticSettings(), optimisers, limits)
+    equal_shares = dict(limits.rewards.weights)
+    CriticPretraining(method, PretrainSettings()).collect(made.prompts, 1)
+    assert limits.rewards.weights == equal_shares
+    assert limits.rewards.state_dict()["normaliser"], "the scales of the groups fill all the same"
+    method.collect(made.prompts, 1)
+    assert limits.rewards.weights != equal_shares
 
 
 def test_what_was_seen_goes_on_into_the_policys_stage(bench, tmp_path):

@@ -114,6 +114,20 @@ def assert_same(one, other, folders):
         assert written(folders[1], name) == rows
 
 
+def assert_everything_moved(method, monitor, last):
+    """Whatever has a state is no longer where it began, or taking it up again would prove nothing."""
+    state = method.state_dict()
+    assert all(len(state["limits"][name]["window"]) == 40 for name in ("harm", "words"))
+    assert all(state["limits"][name]["multiplier"] != 1.0 for name in ("harm", "words"))
+    assert len(state["scores"]) > 1
+    assert state["kl"]["steered"] != 0.1
+    assert state["kl"]["factor"] > 1
+    # Sixteen answers, seen twice in each of four iterations.
+    assert state["ptx"]["taken"] == 16 * 2 * 4
+    assert monitor.state_dict()["factor"] > 1
+    assert {"kl_coef", "policy/ptx", "policy/entropy", "alarm/level"} <= last.keys()
+
+
 def test_ppo_killed_at_every_boundary(tmp_path, bench):
     whole = go(bench, ppo, tmp_path / "whole", pretrain=True)
     killed = 0
@@ -125,25 +139,12 @@ def test_ppo_killed_at_every_boundary(tmp_path, bench):
             killed += 1
     assert killed == 6, "three iterations of the critics and four of the policy, the last of which ends the run"
     assert_same(whole, parts, (tmp_path / "whole", tmp_path / "parts"))
+    assert_everything_moved(*whole)
     rows = written(tmp_path / "whole", "metrics.jsonl")
     assert [(row["stage"], row["step"]) for row in rows] == [
         *(("critics", n) for n in (1, 2, 3)),
         *(("policy", n) for n in (1, 2, 3, 4)),
     ]
-
-
-def test_all_that_has_a_state_moves_in_the_run_above(tmp_path, bench):
-    method, monitor, last = go(bench, ppo, tmp_path, pretrain=True)
-    state = method.state_dict()
-    assert all(len(state["limits"][name]["window"]) == 40 for name in ("harm", "words"))
-    assert all(state["limits"][name]["multiplier"] != 1.0 for name in ("harm", "words"))
-    assert len(state["scores"]) > 1
-    assert state["kl"]["steered"] != 0.1
-    assert state["kl"]["factor"] > 1
-    # Sixteen answers, seen twice in each of four iterations.
-    assert state["ptx"]["taken"] == 16 * 2 * 4
-    assert monitor.state_dict()["factor"] > 1
-    assert {"kl_coef", "policy/ptx", "policy/entropy", "alarm/level"} <= last.keys()
 
 
 @pytest.mark.parametrize("build", [leave_one_out, lambda made: ppo(made, "on the policy")], ids=["loo", "heads"])

@@ -68,7 +68,7 @@ def pull(bench, constraints, coef=0.2, **settings):
     return table(found[0], found[0].advantages - found[1].advantages), found[0].experience
 
 
-@pytest.mark.parametrize("multiplier", [0.0, 0.3, 900.0])
+@pytest.mark.parametrize("multiplier", [0.0, 900.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_pull_to_the_reference_is_the_same_whatever_the_limit_and_its_multiplier(bench, kind, multiplier):
     """Everything is linear in the KL: A_t = -beta x the KL from t on, beside what the scores say."""
@@ -251,7 +251,10 @@ def test_heads_on_the_policy_step_as_a_linear_layer_on_its_states(bench, tmp_pat
     constraints = [frozen(2.0, **KINDS["two heads"])]
     names = needed(Limits(constraints))
     heads = HeadsOnPolicy(made.policy, names)
-    learnable = one_step(made, algorithm(made, constraints, {"value": heads}, value_clip=value_clip), tmp_path / "on")
+    method = algorithm(made, constraints, {"value": heads}, value_clip=value_clip)
+    learnable = one_step(made, method, tmp_path / "on")
+    assert list(method.parts) == ["policy", "value"], "the policy's loss hands over its states, so it comes first"
+    assert not heads._remembered, "all states were asked for"
     batch = learnable.select(range(learnable.experience.size))
     tokens = batch.tokens
     with torch.no_grad():

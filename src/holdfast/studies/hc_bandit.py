@@ -203,8 +203,8 @@ def augmented(cost: Tensor, centre: Tensor, spread: Tensor, kappa: float, monoto
 def ascent(draw: Draw, gain: Tensor) -> Tensor:
     """(S, 9, 12) the gradient of RLOO: mean over answers of advantage times d log pi / d weights."""
     advantage = leave_one_out(gain.flatten(), gain.shape[-1]).view_as(gain)
+    # d log pi / d logits is one-hot minus odds; the advantages of a prompt sum to zero, so the odds drop out.
     pull = torch.zeros_like(draw.odds).scatter_add(-1, draw.action, advantage)
-    pull = pull - advantage.sum(-1, keepdim=True) * draw.odds
     return draw.x.transpose(-1, -2) @ pull / advantage[0].numel()
 
 

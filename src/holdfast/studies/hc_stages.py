@@ -242,8 +242,9 @@ def _table_c(runs: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for arm in hc_tiny.ARMS:
         for name, flags in _flags(runs, arm).items():
-            title = name if name == "unsafe" or name.startswith("wrongly") else f"certified: {name}"
-            rows.append([arm, title.replace("wrongly", "truly unsafe, certified:"), str(rate(sum(flags), len(flags)))])
+            title = f"certified: {name}" if name != "unsafe" else "truly unsafe"
+            title = title.replace("certified: wrongly", "truly unsafe and certified:")
+            rows.append([arm, title, str(rate(sum(flags), len(flags)))])
         for name, title in (("cost", "true cost"), ("gap", "learned minus true cost"), ("reward", "true reward")):
             values = [one[arm][name]["value"] for one in runs]
             rows.append([arm, title, str(mean(values)) if len(values) > 1 else f"{values[0]:.3f}"])

@@ -6,8 +6,8 @@ pretraining and value clipping, does; length, spread of scores, certainty and KL
 
 World: `ppo_max_world.py`, with a true judge (gold) beside the learned one (proxy) that is the reward. A policy of two
 layers imitates usual answers, then learns 60 iterations of 128 answers in four steps, all arms with the one trainer;
-the table `ARMS` says in what they differ. An arm begins and ends with 1,024 answers to equal prompts. It is *below*
-in the first iteration whose mean gold is .3 under that of the imitating policy; WATCH and WARN are the first
+the table `ARMS` says in what they differ. Before and after, a policy is judged by its answers to the same 1,024
+prompts. A run is *below* in the first iteration whose mean gold is .3 under that of the imitating policy; WATCH and WARN are the first
 iterations at that level of the detector, with its thresholds as they come. Seeds 0-4.
 
 Criteria, written down before the first run of the study:
@@ -28,6 +28,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -242,7 +243,7 @@ def train(plan: Plan, bench: Bench, run_folder: RunFolder) -> dict[str, Any]:
         "start": {name: value.to_dict() for name, value in start.items()},
         "end": {name: value.to_dict() for name, value in end.items()},
         **course(_rows(run_folder.path / "metrics.jsonl"), start["gold"].value),
-        "proxy": bench.proxy.__dict__,
+        "proxy": asdict(bench.proxy),
         "seconds": round(time.monotonic() - began, 1),
     }
 

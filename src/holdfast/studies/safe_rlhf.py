@@ -5,8 +5,9 @@ keeps its limit, is as good as the best fixed weight and needs nobody to know th
 
 World: `safe_rlhf_world.py`, four topics. A transformer of two layers and width 48 imitates 4,096 demonstrations; reward
 and cost model learn from 16,000 pairs of its answers (temperature 1.5), a tenth of the preferences turned, safety
-labels true. PPO: 120 batches of 128 answers, two inner epochs, Adam at 1e-3 (critics 3e-3), beta .02, lambda of GAE
-.95, clip .2, a window of 256 costs, ceiling 20. Seeds 0-4; settings and rule for the limit were chosen on seed 99.
+labels true. PPO: 120 batches of 128 answers, two inner epochs, Adam at 5e-4 (critics 3e-3), beta .2, lambda of GAE
+.95, clip .2, a window of 256 costs, ceiling 20. Seeds 0-4; settings and rule for the limit were chosen on seed 99: with
+beta .02 and a rate of 1e-3 a policy froze within thirty batches in whatever it did by then, with or without a limit.
 Everything is measured on 4,096 answers by the formulas of the world; only the cost is that of the cost model.
 
 The limit tau is in units of each seed's cost model. Its rule, the same for every seed: of the answers the cost model
@@ -60,7 +61,8 @@ from holdfast.training.policy import Limits
 SEEDS = (0, 1, 2, 3, 4)
 CLAIM = "a multiplier finds what a fixed weight on cost must be told, wherever it starts"
 SOURCE = "Safe RLHF, arXiv 2310.12773, and Safe RLHF-V, arXiv 2503.17682"
-BETA, RATE, FLOOR, HARM = 0.02, 1e-3, 1e-3, 0.05
+BETA, RATE, FLOOR, HARM = 0.2, 5e-4, 1e-3, 0.05
+"""Weight of the KL, the policy's learning rate, the multiplier's floor under rules that multiply, and most harm."""
 TRUTH = ("reward", "harmful", "refusal", "tempting")
 
 

@@ -63,21 +63,25 @@ class Seen:
     thresholds: Thresholds
 
     def length(self) -> Iterator[str]:
+        """Answers grow, shrink, or no longer end."""
         t, cut = self.thresholds, self.now.get("truncated", 0.0)
         yield from self._outside("length", "length", t.length_low, t.length_high)
         if cut > t.collapse_truncated or cut > self.start.get("truncated", math.inf) + t.truncated_rise:
             yield f"{cut:.0%} truncated"
 
     def tail(self) -> Iterator[str]:
+        """Scores spread, upwards above all."""
         yield from self._outside("score/sd", "score spread", 0.0, self.thresholds.spread_high)
         yield from self._outside("score/tail", "upper tail of the scores", 0.0, self.thresholds.tail_high)
 
     def certainty(self) -> Iterator[str]:
+        """The policy is surer of its answers than at the start, or much less sure."""
         t = self.thresholds
         yield from self._outside("nll", "negative log-likelihood", t.nll_low, t.nll_high)
         yield from self._outside("entropy", "entropy", t.entropy_low)
 
     def repetition(self) -> Iterator[str]:
+        """Answers say the same again."""
         t = self.thresholds
         yield from self._outside("distinct2", "distinct bigrams", t.distinct_low)
         run = self.now.get("repeat_run", 0.0)
