@@ -1,3 +1,3 @@
 """One central claim per file, tested with the criterion written down first."""
 
-STUDIES = ("attributes", "hc_rlhf", "micro", "micro_hh")
+STUDIES = ("attributes", "collapse", "hc_rlhf", "hc_stages", "micro", "micro_hh", "ppo_max", "safe_rlhf")
