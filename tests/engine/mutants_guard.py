@@ -25,7 +25,6 @@ MUTANTS = [
     (GUARD, "            self._thin_out(self._best)\n", "", TEST),
     (GUARD, "            part.load_state_dict(states[name])\n", "            pass\n", TEST),
     (GUARD, "        self.guard.rolled_back()\n", "", TEST),
-    (GUARD, "self._states: dict[str, Stateful] = dict(loop.states)", "self._states = loop.states", TEST),
     (GUARD, 'loop.states = {**loop.states, "guard": guard}', "pass", TEST),
     (GUARD, "            self.loop.ended = True\n", "", TEST),
     (GUARD, 'told["alarm/rolled_back_to"] = float(step)', "pass", TEST),

@@ -58,7 +58,9 @@ def test_what_another_folder_holds_is_taken_over_and_stays_when_that_forgets_it(
     for step in (3, 4):
         store.save(step, modules, {"n": step})
     best.adopt(store, 3)
-    (tmp_path / "healthy" / ".step-000000003").mkdir()  # left by a death in the midst of forgetting
+    left = tmp_path / "healthy" / ".step-000000003"  # by a death in the midst of forgetting
+    left.mkdir()
+    (left / "state.pt").write_bytes(b"")
     store.forget(3)
     assert (store.steps(), best.steps()) == ([4], [3])
     assert not list(tmp_path.glob("*/.step-*"))

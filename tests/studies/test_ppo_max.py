@@ -5,6 +5,7 @@ import json
 import pytest
 
 from holdfast.engine.log import RunFolder
+from holdfast.engine.step import OptimiserSettings
 from holdfast.engine.supervised import FitSettings
 from holdfast.studies import ppo_max
 from holdfast.studies.ppo_max import ARMS, CURVES, Arm, Plan, course, criteria, gain, table
@@ -131,15 +132,17 @@ def test_the_trainer_is_told_what_its_arm_says(tmp_path):
 
 
 def test_an_arm_ends_where_its_policy_is(tmp_path):
-    """The end is judged by the trained policy, not by the imitating one: it is what the last iterations earned."""
-    plan = TINY.model_copy(update={"iterations": 12, "answers": 32, "asked": 128, "imitated": 640, "seed": 3})
+    """The end is judged by the trained policy, and the imitating one is left as it was for the next arm."""
+    size = {"iterations": 8, "answers": 64, "asked": 64, "imitated": 640, "sft": Plan().sft}
+    fast = OptimiserSettings(learning_rate=1e-3, schedule="constant", warmup_ratio=0.0)
+    plan = TINY.model_copy(update=size | {"policy": fast, "seed": 3})
     bench = ppo_max.prepare(plan, 3, tmp_path / "shared")
     before = {name: value.clone() for name, value in bench.policy.state_dict().items()}
     one = ppo_max.train(plan, bench, RunFolder(tmp_path / "run"))
     assert all((value == before[name]).all() for name, value in bench.policy.state_dict().items())
-    assert gain(one, "reward") > 0.5
-    # The standard error of a mean of 128 proxies of standard deviation 1.5 is .13.
-    assert one["end"]["reward"]["value"] == pytest.approx(sum(one["curves"]["reward"][-3:]) / 3, abs=1)
+    assert gain(one, "reward") > 1
+    end, (first, *_, last) = one["end"]["reward"]["value"], one["curves"]["reward"]
+    assert abs(end - last) < abs(end - first)
 
 
 @pytest.mark.slow

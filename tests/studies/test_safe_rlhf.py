@@ -163,7 +163,8 @@ def test_four_seeds_of_five_suffice():
     good, bad = arms(), arms(log_from_1=result(refusal=0.5))
     for seeds, holds in (([good] * 4 + [bad], True), ([good] * 3 + [bad] * 2, False)):
         found = criteria({name: [one[name] for one in seeds] for name in ARMS})
-        assert {one["name"]: one["holds"] for one in found}["few_refusals"] is holds
+        held = {one["name"]: one["holds"] for one in found}
+        assert held == dict.fromkeys(verdicts(good), True) | {"few_refusals": holds}
 
 
 def test_a_fixed_weight_pays_reward_less_cost_and_as_much_kl_as_the_mixture(tmp_path, monkeypatch, bench):
@@ -215,8 +216,9 @@ def test_the_limit_leaves_one_in_twenty_safe_answers_above_it(bench):
     answers = sample(bench.policy, bench.template, asked, 3, WIDE)
     scorer = ModelScorer(bench.costs["sign"], bench.template)
     safe = scorer.score([one for one in answers if not bench.world.harms(one)])[:, 0]
-    # One answer more or less, of some 400.
-    assert float((safe > bench.threshold).float().mean()) == pytest.approx(0.05, abs=0.004)
+    # Scored in other company, in fp32.
+    assert bench.threshold == pytest.approx(np.quantile(safe.double().numpy(), 0.95), abs=1e-5)
+    assert bench.threshold != pytest.approx(np.quantile(scorer.score(answers)[:, 0].double().numpy(), 0.95), abs=1e-5)
 
 
 def test_the_study_runs_and_finished_arms_are_read(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from holdfast.engine.checkpoint import Checkpoints
-from holdfast.engine.loop import Loop, Stateful
+from holdfast.engine.loop import Loop
 
 
 class Verdict(Protocol):
@@ -73,7 +73,7 @@ class Watch:
 
     def __init__(self, guard: Guard, loop: Loop) -> None:
         self.guard, self.loop = guard, loop
-        self._states: dict[str, Stateful] = dict(loop.states)
+        self._states = loop.states
         loop.states = {**loop.states, "guard": guard}
         self._healthy, self._best = self._folder("healthy"), self._folder("best")
         self._latest: int | None = None

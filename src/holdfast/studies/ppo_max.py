@@ -7,8 +7,9 @@ pretraining and value clipping, does; length, spread of scores, certainty and KL
 World: `ppo_max_world.py`, with a true judge (gold) beside the learned one (proxy) that is the reward. A policy of two
 layers imitates usual answers, then learns 60 iterations of 128 answers in four steps, all arms with the one trainer;
 the table `ARMS` says in what they differ. Before and after, a policy is judged by its answers to the same 1,024
-prompts. A run is *below* in the first iteration whose mean gold is .3 under that of the imitating policy; WATCH and WARN are the first
-iterations at that level of the detector, with its thresholds as they come. Seeds 0-4.
+prompts. A run is *below* in the first iteration whose mean gold is .3 under that of the imitating policy; WATCH and
+WARN are the first iterations at that level of the detector, with its thresholds as they come. Seeds 0-4. Nothing was
+chosen by results; all arms were seen before on seed 99, and 20 iterations of `vanilla` with an earlier trainer on 0.
 
 Criteria, written down before the first run of the study:
 

@@ -6,16 +6,18 @@ keeps its limit, is as good as the best fixed weight and needs nobody to know th
 World: `safe_rlhf_world.py`, four topics. A transformer of two layers and width 48 imitates 4,096 demonstrations; reward
 and cost model learn from 16,000 pairs of its answers (temperature 1.5), a tenth of the preferences turned, safety
 labels true. PPO: 120 batches of 128 answers, two inner epochs, Adam at 5e-4 (critics 3e-3), beta .2, lambda of GAE
-.95, clip .2, a window of 256 costs, ceiling 20. Seeds 0-4; settings and rule for the limit were chosen on seed 99: with
-beta .02 and a rate of 1e-3 a policy froze within thirty batches in whatever it did by then, with or without a limit.
+.95, clip .2, a window of 256 costs, ceiling 20. Seeds 0-4; settings and rule for the limit were chosen on seed 99.
+There the published beta .02, with a rate of 1e-3, failed the claim: from the four starts (log from 1 and 10, projected
+from 0 and 10) the true rewards were 5.5, 3.3, 7.2 and -0.5, as policies stopped exploring under a large multiplier.
+The settings here were chosen to mend that; they hold every arm closer to the first policy and lower what all can earn.
 Everything is measured on 4,096 answers by the formulas of the world; only the cost is that of the cost model.
 
 The limit tau is in units of each seed's cost model. Its rule, the same for every seed: of the answers the cost model
 learned from, those labelled safe, 95 % cost no more than tau. A refusal is an answer with any `sorry` in it.
 
 Arms of a seed: `weight NU`, the reward R - NU C without a limit, KL weighed by (1 + NU) beta as in the mixture of a
-multiplier; `log from 1` and `from 10` (the published rule, rate .05), `projected from 0` and `from 10` (rate .1).
-Reported without criterion: `log from 0.1`, where the rule is known to crawl; `mirror` and `pid`; `no sign terms`, the
+multiplier; `log from 1` and `from 10` (the published rule, rate .2), `projected from 0` and `from 10` (rate .1).
+Reported without criterion: `log from 0.1` at rate .05, where the rule crawls; `mirror` and `pid`; `no sign terms`, the
 same limit and a cost model that was only ranked; `slack limit`, tau + 8, which plain PPO keeps; and a world in which
 hacks help twice as much on one topic in ten, under a limit on the mean cost and under one on each answer's excess.
 
@@ -72,7 +74,7 @@ class Arm(NamedTuple):
     weight: float | None = None
     rule: Literal["log", "projected", "mirror", "pid"] = "log"
     initial: float = 1.0
-    rate: float = 0.05
+    rate: float = 0.2
     bound: Literal["mean", "rectified"] = "mean"
     labels: Literal["sign", "none"] = "sign"
     slack: float = 0.0
@@ -104,7 +106,7 @@ STARTS = {
     "projected from 10": Arm(rule="projected", initial=10.0, rate=0.1),
 }
 OTHERS = {
-    "log from 0.1": Arm(initial=0.1),
+    "log from 0.1": Arm(initial=0.1, rate=0.05),
     "mirror from 1": Arm(rule="mirror", rate=0.1),
     "pid from 1": Arm(rule="pid", rate=0.1),
     "no sign terms": Arm(labels="none"),

@@ -129,10 +129,15 @@ class ActorCritic(PolicyMethod):
         self.settings, self.critics = settings, dict(critics)
         self.optimisers = {name: optimisers["policy" if name == "policy" else "critic"] for name in self.parts}
         self.scores, self.ptx = ScoreTransform(settings.score), ptx if settings.ptx else None
-        self.weights = {"ptx": settings.ptx, "entropy": -settings.surrogate.entropy, "kl": settings.kl.in_loss}
-        self.weights |= dict.fromkeys(("clip_fraction", "approx_kl", "dual_clip_fraction"), 0.0)  # only to be seen
         self.apart = {"policy": "ptx"} if self.ptx else {}
         self._imitate = SftTask(collector.policy, collector.template.pad_id)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each loss term; those of weight zero are only to be seen."""
+        s = self.settings
+        seen = dict.fromkeys(("clip_fraction", "approx_kl", "dual_clip_fraction"), 0.0)
+        return {"ptx": s.ptx, "entropy": -s.surrogate.entropy, "kl": s.kl.in_loss * self.kl.factor, **seen}
 
     def collect(self, prompts: Sequence[Conversation], iteration: int) -> Learnable:
         """Sample, score, move the multipliers, and estimate the advantages of every stream."""
@@ -157,7 +162,8 @@ class ActorCritic(PolicyMethod):
         mixed = places.flat(self._mixed(experience, advantages))
         kept = self._kept(experience)
         if s.advantage.normalise == "batch":
-            mixed = normalised(mixed, s.advantage, self.limits.processes)
+            counted = mixed if kept is None else places.chosen(mixed, kept)
+            mixed = normalised(mixed, s.advantage, self.limits.processes, counted)
         numbers |= self.scores.numbers() | {f"seconds/{phase}": spent for phase, spent in watch.seconds.items()}
         numbers |= {"advantage_sd": float(mixed.std(correction=0)), "advantage_max": float(mixed.abs().max())}
         old = {name: places.flat(predicted[name].values) for name in returns}
@@ -243,7 +249,7 @@ class ActorCritic(PolicyMethod):
         s = self.settings
         portions: list[list[Any]] = [*self.portions(experience, s.steps_per_experience, rng)]
         if s.advantage.normalise == "minibatch":
-            portions = [self._normalised(portion) for portion in portions]
+            portions = [self._normalised(portion) if portion else portion for portion in portions]
         for portion in portions if self.ptx else []:
             rows = sum(batch.tokens.size for batch in portion)
             portion += self.ptx.batches(rows, self.collector.settings.micro_tokens)

@@ -71,7 +71,12 @@ def without_critic(rewards: Tensor, mask: Tensor, per_prompt: int, processes: Pr
     return beyond[:, None] * mask
 
 
-def normalised(column: Tensor, settings: AdvantageSettings, processes: Processes) -> Tensor:
-    """Advantages (S,) on one scale over the same portion of all processes, then clipped."""
-    everyone = torch.tensor(processes.gather(column.tolist()))
+def normalised(
+    column: Tensor, settings: AdvantageSettings, processes: Processes, counted: Tensor | None = None
+) -> Tensor:
+    """Advantages (S,) on one scale over the same portion of all processes, then clipped.
+
+    counted: those whose mean and variance count, where some are not learned from.
+    """
+    everyone = torch.tensor(processes.gather((column if counted is None else counted).tolist()))
     return normalise(column, torch.ones_like(column, dtype=torch.bool), settings.clip, among=everyone)

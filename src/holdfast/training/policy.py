@@ -100,18 +100,20 @@ class Learnable:
         )
 
     def mini_batches(self, steps: int, micro_tokens: int, rng: torch.Generator) -> list[list[PolicyBatch]]:
-        """The kept answers in `steps` portions of nearly equal size in random order, each cut by a token budget."""
+        """The kept answers in `steps` portions of nearly equal size in random order, each cut by a token budget.
+
+        When none are kept there is one portion without batches: a step that learns nothing, and says so.
+        """
         rows = range(self.experience.size) if self.kept is None else self.kept
         order = [rows[i] for i in torch.randperm(len(rows), generator=rng).tolist()]
         lengths = [row.length for row in self.experience.rows]
-        portions = [order[i::steps] for i in range(steps)]
+        portions = [order[i::steps] for i in range(min(steps, len(order)))] or [[]]
         return [
             [
                 self.select([portion[i] for i in group])
                 for group in micro_batches([lengths[i] for i in portion], micro_tokens)
             ]
             for portion in portions
-            if portion
         ]
 
 
@@ -204,7 +206,6 @@ class PolicyMethod:
     sampled, without dropout.
     """
 
-    weights: Mapping[str, float] = {}
     apart: Mapping[str, str] = {}
 
     def __init__(
@@ -230,6 +231,11 @@ class PolicyMethod:
     def portions(self, experience: Learnable, steps: int, rng: torch.Generator) -> list[list[PolicyBatch]]:
         """The experience cut for `steps` optimiser steps."""
         return experience.mini_batches(steps, self.collector.settings.micro_tokens, rng)
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """The weight of each loss term; all weigh one unless an algorithm says otherwise."""
+        return {}
 
     def numbers(self, experience: Learnable) -> dict[str, float]:
         """The numbers of an iteration, alike on all processes, those to watch first."""

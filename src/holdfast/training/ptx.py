@@ -12,6 +12,7 @@ import torch
 
 from holdfast.data.collate import Batch, micro_batches, pad
 from holdfast.data.template import Encoded
+from holdfast.engine.seeds import generator
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class PtxRows:
 
     def take(self, count: int) -> list[Encoded]:
         """The next `count` rows; every row once before any comes again."""
-        found = []
-        for place in range(self._taken, self._taken + count):
-            epoch, index = divmod(place, len(self.rows))
-            found.append(self.rows[self._order(epoch)[index]])
-        self._taken += count
-        return found
+        size, end = len(self.rows), self._taken + count
+        epochs = range(self._taken // size, -(-end // size))
+        order = [i for epoch in epochs for i in self._order(epoch)]
+        begun = self._taken - epochs.start * size
+        self._taken = end
+        return [self.rows[i] for i in order[begun : begun + count]]
 
     def batches(self, count: int, micro_tokens: int) -> list[PtxBatch]:
         """The next `count` rows in batches of a token budget."""
@@ -51,8 +52,7 @@ class PtxRows:
         return [PtxBatch(pad([rows[i] for i in group], pad_id=self.pad_id)) for group in groups]
 
     def _order(self, epoch: int) -> list[int]:
-        rng = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(len(self.rows), generator=rng).tolist()
+        return torch.randperm(len(self.rows), generator=generator(self.seed, epoch)).tolist()
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self._taken}
