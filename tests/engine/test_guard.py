@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from holdfast.engine.checkpoint import Checkpoints
-from holdfast.engine.guard import Watch
+from holdfast.engine.guard import Watch, restore_best
 from holdfast.engine.log import RunFolder
 from holdfast.engine.loop import Loop
 from holdfast.engine.online import OnlineSettings, run_online
@@ -159,10 +159,11 @@ def test_alarms_are_told_and_recorded(tmp_path, capsys):
         {
             "stage": "policy",
             "step": 6,
-            "words": "WARN at iteration 6. The stage ends here",
+            "words": "WARN at iteration 6. Back to what iteration 1 had learned. The stage ends here",
             "action": "stop",
             "alarm/seen": 6.0,
             "alarm/backs": 1.0,
+            "alarm/rolled_back_to": 1.0,
         },
     ]
     assert "policy: WARN at iteration 4. Back to what iteration 1 had learned\n" in capsys.readouterr().err
@@ -181,13 +182,29 @@ def test_the_guard_judges_the_row_that_is_logged_and_its_numbers_join_it(tmp_pat
 
 def test_a_guard_may_end_the_stage_and_it_stays_ended(tmp_path):
     algorithm = Drift()
-    result = go(tmp_path, algorithm, Script(stop=(5,)))
+    result = go(tmp_path, algorithm, Script(healthy=(3,), stop=(5,)))
     assert result.iterations == 5
     assert [row["step"] for row in read(tmp_path)] == [1, 2, 3, 4, 5]
     again = Drift()
     assert go(tmp_path, again, Script()) == result, "the second guard would not have stopped"
     assert again.began == []
-    assert (again.at, again.multiplier) == (algorithm.at, 6.0)
+    assert (again.at, again.multiplier) == (algorithm.at, 3.0), "what two iterations had learned, the last healthy ones"
+
+
+def test_a_guard_that_keeps_nothing_ends_the_stage_where_it_is(tmp_path):
+    algorithm = Drift()
+    go(tmp_path, algorithm, Script(stop=(5,), keep_every=0))
+    assert algorithm.multiplier == 6.0
+
+
+def test_the_best_snapshot_can_be_put_in_place(tmp_path):
+    algorithm = Drift()
+    go(tmp_path, algorithm, Script(healthy=(3, 4, 5), best=(4,)))
+    last = algorithm.at
+    run = RunFolder(tmp_path, Recipe())
+    assert restore_best(run, "policy", algorithm.parts) == 3
+    assert algorithm.at != last
+    assert restore_best(run, "elsewhere", algorithm.parts) is None
 
 
 @pytest.mark.parametrize("every", [0, 2, 4])

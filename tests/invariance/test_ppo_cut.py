@@ -227,12 +227,13 @@ def test_imitation_over_two_processes_takes_as_many_rows_as_one_does():
     assert_close(first, one)
 
 
-@pytest.mark.parametrize("settings", [{"advantage": {"normalise": "minibatch"}}, {}], ids=["normalised", "plain"])
-def test_a_process_whose_answers_were_all_dropped_keeps_step(settings):
-    """The first process has the prompts 0 to 2, all of which are cut: it brings nothing and must meet the other."""
-    (first, _, mine), (second, _, theirs) = together(truncation="drop", cut_on=("0", "1", "2"), **settings)
-    assert mine.kept == ()
-    assert len(theirs.kept) == 6
+@pytest.mark.parametrize("normalise", ["minibatch", "batch", "none"])
+@pytest.mark.parametrize("cut_on, kept, steps", [(("0", "1", "2"), 0, 1), (("0", "1"), 2, 4)])
+def test_a_process_that_brings_fewer_answers_keeps_step(normalise, cut_on, kept, steps):
+    """The first process has the prompts 0 to 2: where few of its answers are kept, it must still meet the other."""
+    settings = {"advantage": {"normalise": normalise}, "steps_per_experience": steps, "truncation": "drop"}
+    (first, _, mine), (second, _, theirs) = together(cut_on=cut_on, **settings)
+    assert (len(mine.kept), len(theirs.kept)) == (kept, 6)
     assert all(torch.equal(first[part][name], second[part][name]) for part in first for name in first[part])
 
 

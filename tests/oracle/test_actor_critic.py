@@ -87,6 +87,7 @@ CASES = {
     "no value clip": ("two", 3, {"value_clip": None}),
     "normalised": ("two", 3, {"advantage": {"normalise": "batch"}}),
     "normalised and clipped": ("two", 3, {"advantage": {"normalise": "batch", "clip": 0.7}}),
+    "normalised over those kept": ("two", 3, {"advantage": {"normalise": "batch"}, "truncation": "drop"}),
     "mixture as it is": ("two heads", 3, {"normalise_mixture": False}),
     "KL in the loss": ("two", 3, {"kl": {"coef": 0.3, "in_loss": 0.6}}),
     "KL in the loss by tokens": ("two", 3, {"kl": {"coef": 0.3, "in_loss": 0.6}, **TOKEN}),
@@ -281,7 +282,7 @@ def slow_mixture(method, streams, members):
         lines.append([(a - sum(weights[n] * costs[n][t] for n in costs)) / total for t, a in enumerate(line)])
     if s.advantage.normalise != "batch":
         return lines
-    everything = [a for line in lines for a in line]
+    everything = [a for line, cut in zip(lines, CUT) for a in line if not (cut and s.truncation == "drop")]
     mu = mean(everything)
     spread = (mean((a - mu) ** 2 for a in everything) + 1e-6) ** 0.5
     bound = s.advantage.clip or 1e9

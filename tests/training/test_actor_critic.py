@@ -324,6 +324,13 @@ def test_at_the_reference_every_distance_is_zero(bench):
     assert 0 <= numbers["kl_token_k3"] < 1e-9
 
 
+def test_a_kl_held_tighter_is_held_tighter_in_the_loss_too(bench):
+    method = algorithm(bench(), kl={"coef": 0.1, "in_loss": 0.5})
+    assert method.weights["kl"] == 0.5
+    method.kl.raise_to(4.0)
+    assert (method.weights["kl"], method.kl.coef) == (2.0, 0.4)
+
+
 CHATS = [("sea ?", "dark sea"), ("dark sky ?", "red"), ("bright ?", "blue green red")]
 
 
@@ -365,7 +372,7 @@ def test_surrogate_and_imitation_are_one_gradient(bench, loss_mean):
             logits = network(input_ids=ids[mask.bool()][None]).logits[0].log_softmax(-1)
             for t in range(1, int(mask.sum())):
                 if turn[t]:
-                    total, tokens = total - float(logits[t - 1, ids[t]]), tokens + 1
+                    total, tokens = total - logits[t - 1, ids[t]].item(), tokens + 1
     terms = [method.loss("policy", batch)["ptx"] for batch in imitated]
     assert sum(float(term.count) for term in terms) == tokens
     assert sum(float(term.total.detach()) for term in terms) / tokens == pytest.approx(total / tokens, abs=1e-5)

@@ -7,7 +7,10 @@ resumed goes back to the same snapshots as one that is not.
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from torch import nn
+
 from holdfast.engine.checkpoint import Checkpoints
+from holdfast.engine.log import RunFolder
 from holdfast.engine.loop import Loop
 
 
@@ -102,10 +105,12 @@ class Watch:
         verdict = self.guard.judge(number, row)
         told, words = dict(verdict.numbers), verdict.words
         self._decide(verdict)
-        if verdict.action == "rollback":
-            step = self._roll_back()
+        if verdict.action in ("rollback", "stop") and self._latest is not None:
+            step = self._restore()
             told["alarm/rolled_back_to"] = float(step)
             words += f". Back to what iteration {step} had learned"
+        if verdict.action == "rollback":
+            self.guard.rolled_back()
         if verdict.action == "stop":
             self.loop.ended = True
             words += ". The stage ends here"
@@ -155,16 +160,29 @@ class Watch:
         for step in set(kept) - needed:
             folder.forget(step)
 
-    def _roll_back(self) -> int:
+    def _restore(self) -> int:
+        """Put the last healthy snapshot in place and return its step."""
         step = self._latest
         assert step is not None, "a guard that rolls back keeps snapshots"
         states = self._healthy.load(step, self.loop.modules)
         for name, part in self._states.items():
             part.load_state_dict(states[name])
-        self.guard.rolled_back()
         return step
 
     def _folder(self, name: str) -> Checkpoints:
-        main = self.loop.checkpoints
-        # How many are needed depends on the stage's checkpoints, so this class forgets them itself.
-        return Checkpoints(main.folder / name, keep=2**31, fingerprint=main.fingerprint)
+        return snapshots(self.loop.checkpoints, name)
+
+
+def snapshots(main: Checkpoints, name: str) -> Checkpoints:
+    """The snapshots called `healthy` or `best` beside a stage's checkpoints."""
+    # How many are needed depends on the stage's checkpoints, so `Watch` forgets them itself.
+    return Checkpoints(main.folder / name, keep=2**31, fingerprint=main.fingerprint)
+
+
+def restore_best(run: RunFolder, stage: str, modules: Mapping[str, nn.Module]) -> int | None:
+    """Put the best snapshot of a stage into `modules` and return its step; None when the guard chose none."""
+    best = snapshots(Checkpoints(run.path / "checkpoints" / stage, fingerprint=run.fingerprint), "best")
+    step = best.latest()
+    if step is not None:
+        best.load(step, modules)
+    return step

@@ -38,9 +38,9 @@ class Experience:
     """N = P x K answered prompts, the K answers to one prompt standing together.
 
     old_logprobs, ref_logprobs: (N, R) of the sampling policy and of the reference, column t being the t-th token of the
-    response, zero behind its end; scores: one (N,) per name; truncated: (N,) true where an answer did not end by itself;
-    groups: per row the group of the person who asked, or the source of the prompt, empty when nobody said; seconds:
-    what sampling, reference and scoring took.
+    response, zero behind its end; scores: one (N,) per name; truncated: (N,) true where an answer did not end by
+    itself; groups: per row the group of the person who asked, or the source of the prompt, empty when nobody said;
+    seconds: what sampling, reference and scoring took.
     """
 
     rows: list[Encoded]

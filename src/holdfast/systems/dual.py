@@ -14,6 +14,7 @@ from torch import nn
 
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Template
+from holdfast.engine.guard import restore_best
 from holdfast.engine.log import RunFolder
 from holdfast.engine.online import OnlineResult
 from holdfast.engine.seeds import seed_everything
@@ -293,15 +294,22 @@ def outlook_of(
     return facts
 
 
-def told(limits: Limits, result: OnlineResult) -> dict[str, Any]:
-    """Say what the limits and the monitor have to say at the end; return it for the summary."""
+def told(bench: Bench, limits: Limits, result: OnlineResult) -> dict[str, Any]:
+    """Say what the limits and the monitor have to say at the end; return it for the summary.
+
+    Where a judge was named, the policy that goes on is the healthy one it found best, and never that of most reward.
+    """
+    judge = bench.settings.monitor.judge_by
+    best = restore_best(bench.run, "policy", {"policy": bench.policy}) if judge else None
+    if best is not None:
+        stages.say(f"policy: the best healthy one by {judge} is kept, that of iteration {best}")
     for warning in limits.warnings():
         stages.say(warning)
     watched = ("reward", *(f"{kind}/{name}" for name in limits.multipliers for kind in ("cost", "multiplier")), "kl")
     numbers = {name: result.metrics[name] for name in watched if name in result.metrics}
     stages.say(f"policy: {result.iterations} iterations, last {stages.numbers(numbers)}")
     level = LEVELS[int(result.metrics["alarm/level"])]
-    return {"limits": {"warnings": limits.warnings(), "multipliers": limits.multipliers}, "alarm": level}
+    return {"limits": {"warnings": limits.warnings(), "multipliers": limits.multipliers}, "alarm": level, "best": best}
 
 
 def exam(bench: Bench, reference: Any) -> Outcome:

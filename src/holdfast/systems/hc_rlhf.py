@@ -117,7 +117,7 @@ def improve(settings: HcRlhf, bench: dual.Bench, reference: Any) -> dict[str, An
     monitor = Monitor(settings.monitor, algorithm.kl)
     online = stages.offset(settings.online, settings.seed)
     result = run_online(algorithm, bench.pools.practise, online, bench.run, stage="policy", guard=monitor)
-    facts |= dual.told(limits, result)
+    facts |= dual.told(bench, limits, result)
     stages.keep(bench.run, bench.policy, bench.template, dual.probe_answers(bench.pools), "candidate")
     return facts
 

@@ -101,7 +101,7 @@ def improve(settings: PpoRun, bench: dual.Bench, reference: Reference) -> dict[s
         done = pretrain_critics(method, prompts, settings.pretrain, online, bench.run, monitor)
         stages.say(f"critics: {done} iterations before the policy moves")
     result = run_online(method, prompts, online, bench.run, stage="policy", guard=monitor)
-    facts |= dual.told(limits, result)
+    facts |= dual.told(bench, limits, result)
     stages.keep(bench.run, bench.policy, bench.template, dual.probe_answers(bench.pools), "policy")
     return facts
 
