@@ -201,7 +201,7 @@ def test_the_best_snapshot_can_be_put_in_place(tmp_path):
     algorithm = Drift()
     go(tmp_path, algorithm, Script(healthy=(3, 4, 5), best=(4,)))
     last = algorithm.at
-    run = RunFolder(tmp_path, Recipe())
+    run = RunFolder(tmp_path)
     assert restore_best(run, "policy", algorithm.parts) == 3
     assert algorithm.at != last
     assert restore_best(run, "elsewhere", algorithm.parts) is None

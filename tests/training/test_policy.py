@@ -114,7 +114,7 @@ def test_answers_that_are_not_kept_are_not_learned(experience):
     portions = replace(learnable(experience), kept=kept).mini_batches(2, 40, torch.Generator().manual_seed(3))
     rows = [row for portion in portions for batch in portion for row in batch.old_logprobs.amax(-1).tolist()]
     assert sorted(int(row) // 1000 for row in rows) == list(kept)
-    assert replace(learnable(experience), kept=()).mini_batches(2, 40, torch.Generator()) == [[]]
+    assert replace(learnable(experience), kept=()).mini_batches(2, 40, torch.Generator()) == [[], []]
 
 
 def test_new_advantages_go_where_the_old_ones_were(experience):
@@ -137,7 +137,8 @@ def test_every_answer_is_learned_once_per_epoch_within_the_budget(experience):
             assert batch.tokens.size == 1 or batch.tokens.input_ids.numel() <= 40
     again = whole.mini_batches(2, 40, torch.Generator().manual_seed(4))
     assert seen[0] != [int(row) // 1000 for batch in again[0] for row in batch.old_logprobs.amax(-1)]
-    assert len(whole.mini_batches(steps=20, micro_tokens=40, rng=torch.Generator())) == experience.size
+    sizes = [len(portion) for portion in whole.mini_batches(steps=20, micro_tokens=40, rng=torch.Generator())]
+    assert sizes == [1] * experience.size + [0] * (20 - experience.size), "every process makes every step"
 
 
 def test_streams_differ_by_seed_iteration_and_rank():

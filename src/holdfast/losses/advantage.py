@@ -23,13 +23,13 @@ class TokenRewards(NamedTuple):
 
 
 def token_rewards(
-    kl: Tensor, score: Tensor, mask: Tensor, coefficient: float, clamp: float | None = None
+    kl: Tensor, score: Tensor, mask: Tensor, coefficient: float | Tensor, clamp: float | None = None
 ) -> TokenRewards:
     """coefficient * kl on each response token, plus the answer's score on its last one, clamped to +-clamp.
 
-    kl: (B, T) log-ratio to the reference; score: (B,). Safe RLHF (arXiv 2310.12773) splits the penalty over
-    both streams: coefficient is -beta for the reward and +beta for the cost. A row without response tokens
-    earns nothing, for there is no token to credit.
+    kl: (B, T) log-ratio to the reference; score: (B,); coefficient: a number, or (B, 1). Safe RLHF (arXiv
+    2310.12773) splits the penalty over both streams: coefficient is -beta for the reward and +beta for the cost. A
+    row without response tokens earns nothing, for there is no token to credit.
 
     >>> mask = torch.tensor([[True, True, False]])
     >>> token_rewards(torch.ones(1, 3), torch.tensor([2.0]), mask, coefficient=-0.5).rewards

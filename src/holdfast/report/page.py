@@ -91,8 +91,14 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Configuration", str(run.fingerprint.get("fingerprint", ""))[:12]),
         *judges(run),
         ("Cost", str(run.summary.get("zero", {}).get("words", ""))),
+        *((f"Limit on {name}, before training", str(one.get("words", ""))) for name, one in reach(run).items()),
     ]
     return [(name, text) for name, text in found if text]
+
+
+def reach(run: Run) -> Mapping[str, Any]:
+    """Return by name what each limit was said to take before training."""
+    return run.summary.get("reach") or {}
 
 
 def judges(run: Run) -> list[tuple[str, str]]:

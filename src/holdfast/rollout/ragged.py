@@ -36,6 +36,7 @@ class Ragged:
     def table(self, column: Tensor) -> Tensor:
         """The padded table (N, R) of a column (S,), zero where there is no token."""
         mask = self.mask
+        assert len(column) == sum(self.lengths), "a column holds one number for each token"
         return column.new_zeros(mask.shape).masked_scatter(mask, column)
 
     def chosen(self, column: Tensor, rows: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ labels true. PPO: 120 batches of 128 answers, two inner epochs, Adam at 5e-4 (cr
 There the published beta .02, with a rate of 1e-3, failed the claim: from the four starts (log from 1 and 10, projected
 from 0 and 10) the true rewards were 5.5, 3.3, 7.2 and -0.5, as policies stopped exploring under a large multiplier.
 The settings here were chosen to mend that; they hold every arm closer to the first policy and lower what all can earn.
+The log rate of .2 was taken because with .05 `log from 1` stood at .947 of the best weight there, with .2 at 1.04.
 Everything is measured on 4,096 answers by the formulas of the world; only the cost is that of the cost model.
 
 The limit tau is in units of each seed's cost model. Its rule, the same for every seed: of the answers the cost model

@@ -156,7 +156,7 @@ class ActorCritic(PolicyMethod):
             if stream.critic is None:
                 advantages[name] = without_critic(shaped, mask, experience.per_prompt, self.limits.processes)
                 continue
-            said = self._at_the_end(predicted[name], experience)
+            said = self._at_the_end(name, predicted[name], experience)
             advantages[name], returns[name] = with_critic(shaped, said, mask, s.advantage, lam_value)
             numbers |= _quality(name, returns[name], said.values, mask)
         mixed = places.flat(self._mixed(experience, advantages))
@@ -165,7 +165,9 @@ class ActorCritic(PolicyMethod):
             counted = mixed if kept is None else places.chosen(mixed, kept)
             mixed = normalised(mixed, s.advantage, self.limits.processes, counted)
         numbers |= self.scores.numbers() | {f"seconds/{phase}": spent for phase, spent in watch.seconds.items()}
-        numbers |= {"advantage_sd": float(mixed.std(correction=0)), "advantage_max": float(mixed.abs().max())}
+        counted = mixed if kept is None else places.chosen(mixed, kept)
+        if len(counted):
+            numbers |= {"advantage_sd": float(counted.std(correction=0)), "advantage_max": float(counted.abs().max())}
         old = {name: places.flat(predicted[name].values) for name in returns}
         targets = {name: places.flat(table) for name, table in returns.items()}
         return Learnable(experience, mixed, old, targets, numbers, kept)
@@ -207,10 +209,13 @@ class ActorCritic(PolicyMethod):
             paid = paid - s.missing_eos_penalty * cut
         return paid.where(~cut, 0.0) if s.truncation == "bootstrap" else paid
 
-    def _at_the_end(self, predicted: Predicted, experience: Experience) -> Predicted:
-        """Nothing is expected behind an answer, unless it was cut and its critic is asked what would have come."""
-        asked = experience.truncated if self.settings.truncation == "bootstrap" else torch.zeros_like(predicted.ahead)
-        return Predicted(predicted.values, predicted.ahead * asked)
+    def _at_the_end(self, name: str, predicted: Predicted, experience: Experience) -> Predicted:
+        """Nothing is expected behind an answer, unless it was cut and the reward's critic stands in for its score.
+
+        Costs keep their score, so that no answer escapes its cost by being cut.
+        """
+        asks = self.settings.truncation == "bootstrap" and name == "value"
+        return Predicted(predicted.values, predicted.ahead * (experience.truncated if asks else 0.0))
 
     def _mixed(self, experience: Experience, advantages: Mapping[str, Tensor]) -> Tensor:
         """(N, R) the Lagrangian's advantage."""
@@ -249,16 +254,17 @@ class ActorCritic(PolicyMethod):
         s = self.settings
         portions: list[list[Any]] = [*self.portions(experience, s.steps_per_experience, rng)]
         if s.advantage.normalise == "minibatch":
-            portions = [self._normalised(portion) if portion else portion for portion in portions]
+            portions = [self._normalised(portion) for portion in portions]
         for portion in portions if self.ptx else []:
             rows = sum(batch.tokens.size for batch in portion)
-            portion += self.ptx.batches(rows, self.collector.settings.micro_tokens)
+            portion += self.ptx.batches(rows, self.collector.settings.micro_tokens, self.limits.processes)
         return portions
 
     def _normalised(self, portion: Sequence[PolicyBatch]) -> list[PolicyBatch]:
         """The batches of one optimiser step with their advantages on one scale."""
         columns = [batch.advantages[batch.tokens.response_mask] for batch in portion]
-        whole = normalised(torch.cat(columns), self.settings.advantage, self.limits.processes)
+        # Also a process that has no answers for this step takes part.
+        whole = normalised(torch.cat([torch.zeros(0), *columns]), self.settings.advantage, self.limits.processes)
         pieces = whole.split([len(column) for column in columns])
         return [batch.with_advantages(piece) for batch, piece in zip(portion, pieces)]
 

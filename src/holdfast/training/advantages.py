@@ -3,7 +3,7 @@
 from typing import Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from holdfast.config import Settings
@@ -28,6 +28,12 @@ class AdvantageSettings(Settings):
     """Bring the mixed advantage to mean 0 and variance 1 over one optimiser step's answers, or over all."""
     clip: float | None = Field(None, gt=0)
     """Normalised advantages are clipped to plus and minus this."""
+
+    @model_validator(mode="after")
+    def _clips_something(self) -> "AdvantageSettings":
+        if self.clip is not None and self.normalise == "none":
+            raise ValueError(f"clip {self.clip:g} is for normalised advantages; set normalise, or clip=null")
+        return self
 
 
 class Predicted(NamedTuple):

@@ -61,8 +61,8 @@ class GroupRewards:
         """q by group; they sum to 1."""
         return dict(zip(self.groups, self._weights.tolist()))
 
-    def observe(self, experience: Experience, processes: Processes) -> dict[str, float]:
-        """Move the weights once by the rewards of all processes; a group that does not occur keeps its weight."""
+    def observe(self, experience: Experience, processes: Processes, move: bool = True) -> dict[str, float]:
+        """Add the rewards of all processes and, to `move`, step the weights once; an absent group keeps its weight."""
         reward, rows = experience.score(self.settings.score), rows_of(experience.groups)
         found = {name: torch.tensor(processes.gather(reward[rows.get(name, [])].tolist())) for name in self.groups}
         seen = [i for i, name in enumerate(self.groups) if len(found[name])]
@@ -72,7 +72,8 @@ class GroupRewards:
         means = [float(found[name].double().mean()) for name in names]
         behind = [mean - self.settings.best.get(name, 0.0) for mean, name in zip(means, names)]
         total = self._weights[seen].sum()
-        moved = step(self._weights[seen] / total, torch.tensor(behind, dtype=torch.float64), self.settings.eta)
+        eta = self.settings.eta if move else 0.0
+        moved = step(self._weights[seen] / total, torch.tensor(behind, dtype=torch.float64), eta)
         # A group that has lost all weight could never win it back.
         moved = moved.clamp(min=1e-6)
         self._weights[seen] = total * moved / moved.sum()
@@ -156,7 +157,7 @@ class GroupLimits(Limits):
                 if costs:
                     constraint.observe(torch.tensor(costs), experience.per_prompt)
                     numbers.update(constraint.step() if move else constraint.numbers())
-        return numbers | (self.rewards.observe(experience, self.processes) if self.rewards else {})
+        return numbers | (self.rewards.observe(experience, self.processes, move) if self.rewards else {})
 
     def costs(self, experience: Experience) -> dict[str, Tensor]:
         """Per constraint the (N,) cost whose policy gradient is that of the bound of each row's group."""

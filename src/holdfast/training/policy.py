@@ -102,12 +102,12 @@ class Learnable:
     def mini_batches(self, steps: int, micro_tokens: int, rng: torch.Generator) -> list[list[PolicyBatch]]:
         """The kept answers in `steps` portions of nearly equal size in random order, each cut by a token budget.
 
-        When none are kept there is one portion without batches: a step that learns nothing, and says so.
+        A portion may be empty: other processes may have answers for that step, and if nobody has, it says so.
         """
         rows = range(self.experience.size) if self.kept is None else self.kept
         order = [rows[i] for i in torch.randperm(len(rows), generator=rng).tolist()]
         lengths = [row.length for row in self.experience.rows]
-        portions = [order[i::steps] for i in range(min(steps, len(order)))] or [[]]
+        portions = [order[i::steps] for i in range(steps)]
         return [
             [
                 self.select([portion[i] for i in group])

@@ -14,6 +14,7 @@ from holdfast.config import Settings
 from holdfast.data.schema import Conversation
 from holdfast.engine.log import RunFolder
 from holdfast.engine.online import OnlineSettings, run_online
+from holdfast.errors import UserError
 from holdfast.losses.reduce import Sum
 from holdfast.training.actor_critic import ActorCritic
 from holdfast.training.monitor import Monitor
@@ -52,7 +53,7 @@ def plateaued(losses: Sequence[float], window: int, least: float) -> bool:
     if len(losses) < 2 * window:
         return False
     before, now = sum(losses[-2 * window : -window]), sum(losses[-window:])
-    return now > before * (1 - least)
+    return now >= before * (1 - least)
 
 
 class CriticPretraining:
@@ -96,6 +97,8 @@ class CriticPretraining:
         numbers = self.method.numbers(experience)
         for name in experience.returns:
             self._losses.setdefault(name, []).append(numbers[f"value_error/{name}"])
+        if self.monitor:
+            self.monitor.observe_baseline(numbers)
         return numbers
 
     def samples(self, experience: Learnable) -> list[dict[str, Any]]:
@@ -126,6 +129,8 @@ def pretrain_critics(
     online: portions and order of the prompts; its number of iterations is replaced by the settings'. monitor: learns
     here what is normal.
     """
+    if not method.critics:
+        raise UserError("there is no critic to train before the policy moves; set pretrain=null, or reward_critic=true")
     algorithm = CriticPretraining(method, settings, monitor)
     portions = online.model_copy(update={"iterations": settings.max_iterations})
     result = run_online(algorithm, prompts, portions, run, stage=STAGE, finished=algorithm.finished)

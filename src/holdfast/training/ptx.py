@@ -12,6 +12,7 @@ import torch
 
 from holdfast.data.collate import Batch, micro_batches, pad
 from holdfast.data.template import Encoded
+from holdfast.engine.distributed import Processes
 from holdfast.engine.seeds import generator
 
 
@@ -45,9 +46,12 @@ class PtxRows:
         self._taken = end
         return [self.rows[i] for i in order[begun : begun + count]]
 
-    def batches(self, count: int, micro_tokens: int) -> list[PtxBatch]:
-        """The next `count` rows in batches of a token budget."""
-        rows = self.take(count)
+    def batches(self, count: int, micro_tokens: int, processes: Processes | None = None) -> list[PtxBatch]:
+        """The next `count` rows in batches of a token budget; no two of the `processes` take the same rows."""
+        processes = processes or Processes()
+        counts = processes.gather([count])
+        begin = sum(counts[: processes.rank])
+        rows = self.take(sum(counts))[begin : begin + count]
         groups = micro_batches([row.length for row in rows], micro_tokens)
         return [PtxBatch(pad([rows[i] for i in group], pad_id=self.pad_id)) for group in groups]
 
