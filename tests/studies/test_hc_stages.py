@@ -92,8 +92,9 @@ def test_answers_follow_the_policy_and_the_world():
     policy = numbers(1, 9, 12)
     draw = draw_of(policy, prompts=2, samples=40_000)
     share = torch.stack([(draw.action[0] == a).double().mean(-1) for a in range(12)], -1)
-    # Standard error of a share of 40,000 is at most .0025, of the noise's sd .0035.
+    # The standard error of a share of 40,000 is at most .0025.
     assert torch.allclose(share, draw.odds[0], atol=0.012)
+    # The standard error of the noise's mean, over 80,000 answers of unit variance, is .0035; of its sd .0025.
     noise = draw.cost - (draw.x @ hc_bandit.World.draw().cost).gather(-1, draw.action)
     assert float(noise.std()) == pytest.approx(1.0, abs=0.02)
     assert float(noise.mean()) == pytest.approx(0.0, abs=0.02)

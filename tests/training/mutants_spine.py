@@ -23,7 +23,7 @@ MUTANTS = [
     (CRITIC, "share, name if constraint.settings.critic else None", "share, name", ORACLE),
     (CRITIC, "paid - s.missing_eos_penalty * cut", "paid + s.missing_eos_penalty * cut", ORACLE),
     (CRITIC, "paid.where(~cut, 0.0)", "paid.where(cut, 0.0)", ORACLE),
-    (CRITIC, "predicted.ahead * asked", "predicted.ahead", ORACLE),
+    (CRITIC, "predicted.ahead * (experience.truncated if asks else 0.0)", "predicted.ahead", ORACLE),
     (CRITIC, "part.weight[:, None] * advantages[name]", "advantages[name]", ORACLE),
     (CRITIC, "mixed * self.limits.total(experience)[:, None]", "mixed", ORACLE),
     (CRITIC, "(~experience.truncated).nonzero()", "experience.truncated.nonzero()", ORACLE),
@@ -95,7 +95,7 @@ MUTANTS = [
     (CRITIC, "critic.remember(given, states)", "critic.remember(batch, states * 0)", TEST_STREAMS),
     (CRITIC, "processes.gather(zip(", "list(zip(", CUT),
     # Critics first.
-    (PRETRAINING, "now > before * (1 - least)", "now > before * (1 + least)", TEST_PRETRAINING),
+    (PRETRAINING, "now >= before * (1 - least)", "now >= before * (1 + least)", TEST_PRETRAINING),
     (
         PRETRAINING,
         "sum(losses[-2 * window : -window]), sum(losses[-window:])",

@@ -161,13 +161,12 @@ class ActorCritic(PolicyMethod):
             numbers |= _quality(name, returns[name], said.values, mask)
         mixed = places.flat(self._mixed(experience, advantages))
         kept = self._kept(experience)
-        if s.advantage.normalise == "batch":
-            counted = mixed if kept is None else places.chosen(mixed, kept)
-            mixed = normalised(mixed, s.advantage, self.limits.processes, counted)
-        numbers |= self.scores.numbers() | {f"seconds/{phase}": spent for phase, spent in watch.seconds.items()}
         counted = mixed if kept is None else places.chosen(mixed, kept)
         if len(counted):
             numbers |= {"advantage_sd": float(counted.std(correction=0)), "advantage_max": float(counted.abs().max())}
+        if s.advantage.normalise == "batch":
+            mixed = normalised(mixed, s.advantage, self.limits.processes, counted)
+        numbers |= self.scores.numbers() | {f"seconds/{phase}": spent for phase, spent in watch.seconds.items()}
         old = {name: places.flat(predicted[name].values) for name in returns}
         targets = {name: places.flat(table) for name, table in returns.items()}
         return Learnable(experience, mixed, old, targets, numbers, kept)
