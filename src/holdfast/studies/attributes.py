@@ -39,7 +39,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from holdfast import config
 from holdfast.config import Settings
 from holdfast.data.template import Template
 from holdfast.data.tokenizer import train_tokenizer
@@ -62,7 +61,7 @@ from holdfast.preference.attributes import (
 )
 from holdfast.preference.pairs import PairRow, helpful_rows
 from holdfast.stats.metrics import r2, within_group_spearman
-from holdfast.studies.common import commit, criterion, interval, markdown
+from holdfast.studies.common import criterion, findings, interval, markdown
 
 SEEDS = (0, 1, 2, 3, 4)
 CLAIM = "masked regression recovers several labels of an answer from incomplete ratings"
@@ -135,17 +134,7 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
                 world = world or make_world(settings)
                 own.write_json("summary.json", _one(settings, world, arm, own))
             arms[name].append(json.loads(finished.read_text(encoding="utf-8")))
-    return {
-        "study": "attributes",
-        "claim": CLAIM,
-        "source": SOURCE,
-        "criteria": criteria(arms),
-        "arms": arms,
-        "seeds": list(seeds),
-        "seconds": round(sum(one["seconds"] for ones in arms.values() for one in ones), 1),
-        "commit": commit(),
-        "config_fingerprint": config.fingerprint(StudySettings(seed=seeds[0], **small)),
-    }
+    return findings("attributes", CLAIM, SOURCE, criteria(arms), arms, seeds, StudySettings(seed=seeds[0], **small))
 
 
 def make_world(settings: StudySettings) -> World:

@@ -28,10 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from holdfast import config
 from holdfast.stats import bounds, estimate
 from holdfast.studies import ppo_max
-from holdfast.studies.common import commit, criterion, interval, markdown
+from holdfast.studies.common import criterion, findings, interval, markdown
 from holdfast.training.monitor import MonitorSettings
 
 SEEDS = tuple(range(100, 110))
@@ -47,19 +46,8 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
     plan, place = (ppo_max.QUICK, folder / "quick") if quick else (ppo_max.Plan(), folder / "full")
     found = ppo_max.side_by_side(partial(_two_runs, place, plan), seeds)
     arms = {name: [each[name] for each in found] for name in SHOULD}
-    return {
-        "study": "collapse",
-        "claim": CLAIM,
-        "source": SOURCE,
-        "criteria": criteria(arms),
-        "detector": detector(arms),
-        "thresholds": MonitorSettings().model_dump(mode="json"),
-        "arms": arms,
-        "seeds": list(seeds),
-        "seconds": round(sum(one["seconds"] for ones in arms.values() for one in ones), 1),
-        "commit": commit(),
-        "config_fingerprint": config.fingerprint(plan),
-    }
+    told = findings("collapse", CLAIM, SOURCE, criteria(arms), arms, seeds, plan)
+    return told | {"detector": detector(arms), "thresholds": MonitorSettings().model_dump(mode="json")}
 
 
 def _two_runs(folder: Path, plan: ppo_max.Plan, seed: int) -> dict[str, dict[str, Any]]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from holdfast.config import Settings, fingerprint
 from holdfast.stats.estimate import rate
 
 
@@ -19,6 +20,29 @@ def criterion(name: str, met: Sequence[bool], needed: float) -> dict[str, Any]:
     share = rate(sum(met), len(met))
     holds = sum(met) >= needed * len(met) - 1e-9
     return {"name": name, "holds": holds, **share.to_dict(), "needed": needed}
+
+
+def findings(
+    study: str,
+    claim: str,
+    source: str,
+    criteria: Sequence[Mapping[str, Any]],
+    arms: Mapping[str, Sequence[Mapping[str, Any]]],
+    seeds: Sequence[int],
+    settings: Settings,
+) -> dict[str, Any]:
+    """What a study found, as `result.json` holds it; every run of an arm knows its `seconds`."""
+    return {
+        "study": study,
+        "claim": claim,
+        "source": source,
+        "criteria": list(criteria),
+        "arms": arms,
+        "seeds": list(seeds),
+        "seconds": round(sum(one["seconds"] for runs in arms.values() for one in runs), 1),
+        "commit": commit(),
+        "config_fingerprint": fingerprint(settings),
+    }
 
 
 def commit() -> str | None:

@@ -27,7 +27,7 @@ from typing import Any
 from holdfast import config
 from holdfast.engine.log import RunFolder
 from holdfast.report.page import render
-from holdfast.studies.common import commit, criterion, interval, markdown
+from holdfast.studies.common import criterion, findings, interval, markdown
 from holdfast.systems import dual, hc_rlhf, recipe
 
 METHODS = ("pessimistic", "mean", "reward_only")
@@ -45,17 +45,7 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
         for method, summary in _one_seed(folder / f"seed-{seed}", seed, small).items():
             arms[method].append(summary)
     settings = _settings("pessimistic", seeds[0], small)
-    return {
-        "study": "hc_rlhf",
-        "claim": CLAIM,
-        "source": SOURCE,
-        "criteria": criteria(arms),
-        "arms": arms,
-        "seeds": list(seeds),
-        "seconds": round(sum(summary["seconds"] for summaries in arms.values() for summary in summaries), 1),
-        "commit": commit(),
-        "config_fingerprint": config.fingerprint(settings),
-    }
+    return findings("hc_rlhf", CLAIM, SOURCE, criteria(arms), arms, seeds, settings)
 
 
 def _settings(method: str, seed: int, small: Sequence[str]) -> hc_rlhf.HcRlhf:

@@ -48,7 +48,7 @@ from holdfast.engine.log import RunFolder
 from holdfast.engine.online import OnlineSettings
 from holdfast.stats.estimate import mean, rate
 from holdfast.studies import hc_bandit, hc_tiny
-from holdfast.studies.common import commit, criterion, interval, markdown
+from holdfast.studies.common import criterion, findings, interval, markdown
 
 SEEDS = tuple(range(10))
 CLAIM = "a pessimistic limit makes the safety test pass, and the test seldom returns an unsafe policy"
@@ -106,17 +106,7 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
         "B": _collect(out, "B", hc_bandit.BOUNDARIES, lambda bound: hc_bandit.stage_b(plan.bandit, bound)),
         "C": _collect(out, "C", seeds, tiny),
     }
-    return {
-        "study": "hc_stages",
-        "claim": CLAIM,
-        "source": SOURCE,
-        "criteria": criteria(arms),
-        "arms": arms,
-        "seeds": list(seeds),
-        "seconds": round(sum(one["seconds"] for each in arms.values() for one in each), 1),
-        "commit": commit(),
-        "config_fingerprint": config.fingerprint(plan),
-    }
+    return findings("hc_stages", CLAIM, SOURCE, criteria(arms), arms, seeds, plan)
 
 
 def _collect(out: RunFolder, stage: str, names: Iterable[Any], measure: Callable[[Any], Any]) -> list[dict[str, Any]]:

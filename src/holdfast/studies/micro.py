@@ -44,7 +44,7 @@ from holdfast.preference.mixture import MixtureHeads, MixtureSettings, train_hea
 from holdfast.preference.personalise import adaptation_curve, grouped, macro, right, routed, shuffled, worst
 from holdfast.preference.router import RouterSettings, fit_router
 from holdfast.stats.estimate import Estimate
-from holdfast.studies.common import commit, criterion, markdown
+from holdfast.studies.common import criterion, findings, markdown
 from holdfast.studies.micro_world import GROUPS, HiddenWorld, PromptWorld, Sample
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -128,17 +128,7 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
                 found = {key: value.to_dict() for key, value in measure(plan, seed).items()}
                 out.write_json(name, {"seed": seed, "seconds": round(time.monotonic() - began, 1), "found": found})
             arms[arm].append(config.parse_yaml((out.path / name).read_text(encoding="utf-8")))
-    return {
-        "study": "micro",
-        "claim": CLAIM,
-        "source": SOURCE,
-        "criteria": criteria(arms),
-        "arms": arms,
-        "seeds": list(seeds),
-        "seconds": round(sum(one["seconds"] for each in arms.values() for one in each), 1),
-        "commit": commit(),
-        "config_fingerprint": config.fingerprint(plan),
-    }
+    return findings("micro", CLAIM, SOURCE, criteria(arms), arms, seeds, plan)
 
 
 def groups_of(plan: Plan, seed: int) -> dict[str, Estimate]:

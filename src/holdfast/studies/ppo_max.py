@@ -40,7 +40,6 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from holdfast import config
 from holdfast.config import Settings
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Template
@@ -55,7 +54,7 @@ from holdfast.rollout.generate import TransformersGenerator
 from holdfast.rollout.types import Sampling
 from holdfast.stats import estimate
 from holdfast.studies import ppo_max_world as world
-from holdfast.studies.common import commit, criterion, interval, markdown
+from holdfast.studies.common import criterion, findings, interval, markdown
 from holdfast.systems.stages import frozen_reference
 from holdfast.training.actor_critic import ActorCritic, ActorCriticSettings
 from holdfast.training.monitor import Monitor, MonitorSettings
@@ -145,17 +144,7 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
     plan, place = (QUICK, folder / "quick") if quick else (Plan(), folder / "full")
     found = side_by_side(partial(one_seed, place, plan, tuple(ARMS)), seeds)
     arms = {name: [each[name] for each in found] for name in ARMS}
-    return {
-        "study": "ppo_max",
-        "claim": CLAIM,
-        "source": SOURCE,
-        "criteria": criteria(arms),
-        "arms": arms,
-        "seeds": list(seeds),
-        "seconds": round(sum(one["seconds"] for ones in arms.values() for one in ones), 1),
-        "commit": commit(),
-        "config_fingerprint": config.fingerprint(plan),
-    }
+    return findings("ppo_max", CLAIM, SOURCE, criteria(arms), arms, seeds, plan)
 
 
 def side_by_side(work: Callable[[Item], Result], items: Sequence[Item], processes: int = 2) -> list[Result]:

@@ -46,7 +46,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from torch import Tensor, nn
 
-from holdfast import config
 from holdfast.data.schema import Conversation
 from holdfast.engine.log import RunFolder
 from holdfast.engine.online import OnlineSettings, run_online
@@ -55,7 +54,7 @@ from holdfast.models.heads import critic_from
 from holdfast.preference.score import FunctionScorer
 from holdfast.rollout.experience import Collector, RolloutSettings
 from holdfast.stats.estimate import mean, proportion
-from holdfast.studies.common import commit, criterion, interval, markdown
+from holdfast.studies.common import criterion, findings, interval, markdown
 from holdfast.studies.safe_rlhf_world import SAMPLING, Bench, Lessons, World, constant, prepare, refuses, sampler
 from holdfast.training.actor_critic import ActorCritic, ActorCriticSettings
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
@@ -139,17 +138,7 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
     for seed in seeds:
         for name, found in one_seed(plan, seed, folder / ("quick" if quick else "full") / f"seed-{seed}").items():
             arms[name].append(found)
-    return {
-        "study": "safe_rlhf",
-        "claim": CLAIM,
-        "source": SOURCE,
-        "criteria": criteria(arms),
-        "arms": arms,
-        "seeds": list(seeds),
-        "seconds": round(sum(one["seconds"] for ones in arms.values() for one in ones), 1),
-        "commit": commit(),
-        "config_fingerprint": config.fingerprint(plan),
-    }
+    return findings("safe_rlhf", CLAIM, SOURCE, criteria(arms), arms, seeds, plan)
 
 
 def one_seed(plan: Plan, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
