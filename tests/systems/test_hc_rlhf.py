@@ -140,9 +140,12 @@ def test_methods_differ_in_the_limit_alone():
     bench = dual.Bench.__new__(dual.Bench)
     object.__setattr__(bench, "settings", settings("method=mean"))
     object.__setattr__(bench, "zero", dual.Zero(0.0, "safety_labels", None, ""))
-    assert hc_rlhf.limit(settings("method=mean"), bench).kappa() == 0.0
+    (mean,) = hc_rlhf.limits_of(settings("method=mean"), bench).constraints
+    assert mean.kappa() == 0.0
     object.__setattr__(bench, "settings", settings())
-    assert hc_rlhf.limit(settings(), bench).kappa() > 0.0
+    (pessimistic,) = hc_rlhf.limits_of(settings(), bench).constraints
+    assert pessimistic.kappa() > 0.0
+    assert hc_rlhf.limits_of(settings("method=reward_only"), bench).constraints == ()
 
 
 def test_planned_prompts_must_be_there():

@@ -97,3 +97,19 @@ def test_a_limit_on_a_score_that_nobody_gives_is_seen_before_anything_is_trained
 def test_a_limit_that_permits_more_harm_than_there_is_says_so(tmp_path, capsys):
     safe_rlhf_v.run(settings("constraint.threshold=50.0", "constraint.rate=0.1"), tmp_path / "run")
     assert "this limit permits more harm than the policy does now" in capsys.readouterr().err
+
+
+def test_reward_and_cost_may_be_one_network(tmp_path):
+    folder = tmp_path / "run"
+    summary = safe_rlhf_v.run(settings("joint_scores=true"), folder)
+    assert (folder / "models" / "dual").is_dir()
+    assert not (folder / "models" / "cost").exists()
+    assert summary["cost_auc"] > 0.5
+    assert summary["zero"]["source"] == "safety_labels"
+    assert {"learned_reward_after", "learned_cost_after"} <= summary.keys()
+    assert {"value/value", "value/harm/value"} <= last_row(folder).keys()
+
+
+def test_a_network_for_both_needs_both():
+    with pytest.raises(UserError, match="joint_scores learns reward and cost together; give both sections"):
+        settings("joint_scores=true", "reward=null")

@@ -178,29 +178,30 @@ def _classifier(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     return kind and type(kind.__name__, (kind,), {**exact, "__module__": kind.__module__})
 
 
-def critic_from(score_model: ScoreModel, names: Sequence[str] | None = None) -> ScoreModel:
+def critic_from(score_model: ScoreModel, names: Sequence[str] | None = None, start: str | None = None) -> ScoreModel:
     """Return a critic that starts from `score_model` and learns apart from it, to be read with `token_values`.
 
     Trainable weights are copied and frozen ones shared, so a critic over an adapted base costs one more adapter.
     names: the streams whose values it predicts, those of the scores when not given. The first value then starts as
-    the first score and every other one at zero; what was known of the scores (scales, borders) is dropped. Its folder
-    also loads as `AutoModelForTokenClassification`, whose extra bias starts at zero.
+    the score `start`, the first one when not given, and every other one at zero; what was known of the scores (scales,
+    borders) is dropped. Its folder also loads as `AutoModelForTokenClassification`, whose extra bias starts at zero.
     """
+    row = 0 if start is None else score_model.names.index(start)
     frozen = (weight for weight in score_model.parameters() if not weight.requires_grad)
     critic = copy.deepcopy(score_model, {id(weight): weight for weight in frozen})
     if names is not None:
-        _predict(critic, names)
+        _predict(critic, names, row)
     return critic
 
 
-def _predict(critic: ScoreModel, names: Sequence[str]) -> None:
-    """Give `critic` one value for each of `names` in place of its scores."""
+def _predict(critic: ScoreModel, names: Sequence[str], row: int) -> None:
+    """Give `critic` one value for each of `names` in place of its scores; the first starts as the score in `row`."""
     check_names(names)
     # Under an adapter there are two heads: the one that learns, and the base's own behind it.
     for linear in (module for module in critic.head.modules() if isinstance(module, nn.Linear)):
         old = linear.weight
         rows = torch.zeros(len(names), old.shape[1], dtype=old.dtype, device=old.device)
-        rows[0] = old.detach()[0]
+        rows[0] = old.detach()[row]
         linear.weight = nn.Parameter(rows, requires_grad=old.requires_grad)
         linear.out_features = len(names)
     critic.borders = None

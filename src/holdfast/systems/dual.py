@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 from torch import nn
 
 from holdfast.data.schema import Conversation
@@ -29,7 +30,7 @@ from holdfast.rollout.experience import Collector, RolloutSettings
 from holdfast.rollout.generate import TransformersGenerator
 from holdfast.systems import reading, stages
 from holdfast.systems.outlook import LookAhead, look_ahead, suggestion
-from holdfast.systems.scores import CostStage, RewardStage, Shop, Zero, train_cost, train_reward
+from holdfast.systems.scores import CostStage, RewardStage, Shop, Zero, train_both, train_cost, train_reward
 from holdfast.training.groups import GroupLimits
 from holdfast.training.kl import KlSettings
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
@@ -48,6 +49,8 @@ class DualSettings(stages.RunSettings):
     as close to its start as it can."""
     cost: CostStage | None = CostStage()
     """The cost model."""
+    joint_scores: bool = False
+    """Learn reward and cost as two scores of one network, read in one pass, by the training of the reward section."""
     constraint: ConstraintSettings = ConstraintSettings()
     """The limit the policy has to keep."""
     constraints: tuple[ConstraintSettings, ...] = ()
@@ -62,6 +65,19 @@ class DualSettings(stages.RunSettings):
     """Say before training whether the limits are within reach; null does not."""
     rollout: RolloutSettings = RolloutSettings()
     """How answers are sampled, in training and in the safety test alike."""
+
+    @model_validator(mode="after")
+    def _both_to_join(self) -> "DualSettings":
+        if self.joint_scores and (self.reward is None or self.cost is None):
+            raise ValueError("joint_scores learns reward and cost together; give both sections")
+        if self.joint_scores and self.cost is not None and self.cost.loss.labels == "none":
+            raise ValueError("joint_scores needs safety labels, and cost.loss.labels is none; set joint_scores=false")
+        return self
+
+    @property
+    def networks(self) -> tuple[tuple[str, ...], ...]:
+        """The names of the scores that each network learns."""
+        return (("reward", "cost"),) if self.joint_scores else (("reward",), ("cost",))
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,11 @@ class Bench:
     facts: dict[str, Any]
     models: Path
     """Folder that holds the saved reward and cost models."""
+
+    @property
+    def cost_folder(self) -> Path:
+        """Where the cost model was saved."""
+        return self.models / ("dual" if self.settings.joint_scores else "cost")
 
     @property
     def scorer(self) -> Scorer:
@@ -157,20 +178,31 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Poo
                 "sft and model.adapter together would make the model before SFT the reference; run SFT without an "
                 "adapter first and give its folder as model, or set sft=null"
             )
-        shared = {name: _adapted(policy, name, settings.model.adapter) for name in ("reward", "cost")}
+        shared = {names: _adapted(policy, names, settings.model.adapter) for names in settings.networks}
         policy = with_adapter(policy, settings.model.adapter)
     else:
         if settings.sft is not None:
             fit = stages.offset(settings.sft, settings.seed)
             stages.imitate(fit, run, pools.imitate, policy, template)
-        shared = {name: from_policy(policy, (name,)) for name in ("reward", "cost")}
+        shared = {names: from_policy(policy, names) for names in settings.networks}
     facts: dict[str, Any] = {"pools": pools.counts(), "prompts_too_long": too_long}
     shop = Shop(run, template, settings.seed, pools.pairs, pools.held_out_pairs, pools.labelled, facts=facts)
-    reward = train_reward(settings.reward, shop, shared["reward"]) if settings.reward else None
+    reward, cost, zero = _train_scores(settings, shop, shared)
+    return Bench(settings, run, pools, policy, template, reward, cost, zero, others, facts, run.path / "models")
+
+
+def _train_scores(
+    settings: DualSettings, shop: Shop, networks: Mapping[tuple[str, ...], ScoreModel]
+) -> tuple[ScoreModel | None, ScoreModel | None, Zero | None]:
+    """Reward and cost model, which may be one network, and what the cost's zero means."""
+    if settings.joint_scores and settings.reward and settings.cost:
+        network, zero = train_both(settings.reward, settings.cost, shop, networks["reward", "cost"])
+        return network, network, zero
+    reward = train_reward(settings.reward, shop, networks[("reward",)]) if settings.reward else None
     if reward is None:
         stages.say("reward: none; the policy stays as close to its start as the limit allows")
-    cost, zero = train_cost(settings.cost, shop, shared["cost"]) if settings.cost else (None, None)
-    return Bench(settings, run, pools, policy, template, reward, cost, zero, others, facts, run.path / "models")
+    cost, zero = train_cost(settings.cost, shop, networks[("cost",)]) if settings.cost else (None, None)
+    return reward, cost, zero
 
 
 def other_scorers(settings: DualSettings) -> tuple[Scorer, ...]:
@@ -195,9 +227,9 @@ def other_scorer(model: stages.Model, settings: DualSettings) -> Scorer:
     return ModelScorer(load_score_model(model), template, settings.rollout.micro_tokens)
 
 
-def _adapted(policy: nn.Module, name: str, adapter: AdapterSettings) -> ScoreModel:
+def _adapted(policy: nn.Module, names: tuple[str, ...], adapter: AdapterSettings) -> ScoreModel:
     """A score model over the policy's own frozen weights; it must be made before the policy gets its adapter."""
-    return with_score_adapter(from_policy(policy, (name,), share=True), adapter)
+    return with_score_adapter(from_policy(policy, names, share=True), adapter)
 
 
 def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:

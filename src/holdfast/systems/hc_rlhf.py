@@ -167,7 +167,7 @@ def certify(settings: HcRlhf, bench: dual.Bench, plan: Plan | None) -> dict[str,
         settings.rollout.sampling,
         bench.scorer,
         model_digest(waiting),
-        safety_test.scorer_digest(bench.models / "cost", bench.zero.value, bench.zero.source, calibration),
+        safety_test.scorer_digest(bench.cost_folder, bench.zero.value, bench.zero.source, calibration),
         calibration.probability if calibration else None,
     )
     ledger = Path(settings.certificate.ledger) if settings.certificate.ledger else None

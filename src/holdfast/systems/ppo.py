@@ -122,8 +122,14 @@ def make_critics(settings: PpoRun, bench: dual.Bench, limits: Limits) -> dict[st
         own = [one for one in names if one == name or one == f"{name}^2"]
         start = saved or of
         if own:
-            made[name] = critic_from(start, own) if start else from_policy(bench.policy, own)
+            made[name] = critic_from(start, own, _row(start, name)) if start else from_policy(bench.policy, own)
     return made
+
+
+def _row(model: ScoreModel, stream: str) -> str | None:
+    """The score of a network with several that a critic of `stream` starts as."""
+    wanted = "reward" if stream == "value" else "cost"
+    return wanted if len(model.names) > 1 and wanted in model.names else None
 
 
 def _scored_by(bench: dual.Bench, limits: Limits) -> dict[str, ScoreModel | None]:

@@ -165,6 +165,24 @@ def train_joint(reward: RewardStage, cost: CostStage, shop: Shop, network: Score
     return network
 
 
+def train_both(reward: RewardStage, cost: CostStage, shop: Shop, network: ScoreModel) -> tuple[ScoreModel, Zero]:
+    """Reward and cost as `train_joint` learns them, and what a cost of zero means to held-out safety labels."""
+    train_joint(reward, cost, shop, network)
+    labelled = [
+        (pair.prompt.answer(text), safe)
+        for pair in shop.held_out
+        for text, safe in zip(pair.responses, pair.safe)
+        if safe is not None
+    ]
+    scores = ModelScorer(network, shop.template).score([answer for answer, _ in labelled])[
+        :, network.names.index("cost")
+    ]
+    harmful = np.array([0.0 if safe else 1.0 for _, safe in labelled])
+    shop.facts["cost_auc"] = auc(scores.numpy(), harmful)
+    calibration = platt(scores.numpy(), harmful)
+    return network, Zero(0.0, "safety_labels", calibration, "zero is the border of the safety labels")
+
+
 def train_attributes(stage: AttributeStage, shop: Shop, network: ScoreModel) -> ScoreModel:
     """The attribute model, started from ridge, trained, judged on held-out prompts, saved as `models/attributes`."""
     template, names = shop.template, tuple(stage.labels)
