@@ -80,7 +80,7 @@ def test_run_of_other_settings_names_what_differs(holdfast, finished, folder):
     assert done.code == 2
     assert "holds a run and checkpoints of another configuration" in done.err
     assert "\n  seed: 0 -> 3" in done.err
-    assert "\n  policy.kl: 0.2 -> 0.5" in done.err
+    assert "\n  policy.kl.coef: 0.2 -> 0.5" in done.err
     assert "--overwrite" in done.err
     assert (folder / "certificate.json").is_file()
 
