@@ -8,8 +8,8 @@ MUTANTS = [
     # What learns is copied and what is frozen is shared, never the other way round.
     (HEADS, "if not weight.requires_grad)", "if weight.requires_grad)", TEST_HEADS),
     (HEADS, "{id(weight): weight for weight in frozen}", "{}", TEST_HEADS),
-    (HEADS, "rows[0] = old.detach()[0]", "rows[:] = old.detach()[0]", TEST_HEADS),
-    (HEADS, "rows[0] = old.detach()[0]", "rows[0] = old.detach()[-1]", TEST_HEADS),
+    (HEADS, "rows[0] = old.detach()[row]", "rows[:] = old.detach()[row]", TEST_HEADS),
+    (HEADS, "rows[0] = old.detach()[row]", "rows[0] = old.detach()[-1 - row]", TEST_HEADS),
     (HEADS, "critic.head.modules()", "[unwrapped(critic.network).score.modules_to_save.default]", TEST_HEADS),
     (HEADS, "requires_grad=old.requires_grad", "requires_grad=False", TEST_HEADS),
     (HEADS, "_label(critic.config, names)", "pass", TEST_HEADS),

@@ -133,6 +133,14 @@ def test_a_score_model_is_a_copy_of_the_policy():
     assert all(torch.equal(before[name], weight) for name, weight in policy.named_parameters())
 
 
+def test_a_critic_may_start_from_any_of_several_scores():
+    both = from_policy(tiny_policy(64, hidden=16, heads=2, layers=1), ("reward", "cost"), init_std=1.0)
+    critic = critic_from(both, ("value/harm", "value/harm^2"), "cost")
+    assert torch.equal(critic.head.weight[0], both.head.weight[1])
+    assert critic.head.weight[1].eq(0).all()
+    assert torch.equal(critic_from(both, ("value",)).head.weight[0], both.head.weight[0])
+
+
 def test_a_critic_starts_from_the_scores_and_then_goes_its_own_way(tmp_path):
     model = build("llama", names=("reward",))
     critic = critic_from(model)
