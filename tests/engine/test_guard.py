@@ -86,6 +86,7 @@ class Script:
             best=iteration in self.best,
             numbers={"alarm/seen": float(self.seen), "alarm/backs": float(self.backs)},
             words=f"WARN at iteration {iteration}" if action else "",
+            aloud=iteration != 6,
         )
 
     def rolled_back(self):
@@ -166,7 +167,9 @@ def test_alarms_are_told_and_recorded(tmp_path, capsys):
             "alarm/rolled_back_to": 1.0,
         },
     ]
-    assert "policy: WARN at iteration 4. Back to what iteration 1 had learned\n" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "policy: WARN at iteration 4. Back to what iteration 1 had learned\n" in told
+    assert "iteration 6" not in told, "recorded for the report, and not told"
 
 
 def test_the_guard_judges_the_row_that_is_logged_and_its_numbers_join_it(tmp_path):

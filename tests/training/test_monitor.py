@@ -15,7 +15,7 @@ from holdfast.engine.step import OptimiserSettings
 from holdfast.errors import UserError
 from holdfast.losses.reduce import Sum
 from holdfast.training.kl import KlController, KlSettings
-from holdfast.training.monitor import Monitor, MonitorSettings
+from holdfast.training.monitor import Monitor, MonitorSettings, Verdict
 from holdfast.training.signs import value_losses
 
 # Read off figures 4 (vanilla PPO) and 9 (PPO-max) of arXiv 2307.04964. The published "perplexity" is the exponential of
@@ -438,3 +438,9 @@ def test_the_online_loop_rolls_back_under_a_monitor_and_resumes_to_the_bit(tmp_p
         with pytest.raises(KeyboardInterrupt):
             watched(tmp_path / str(cut), Growing(cut))
         assert watched(tmp_path / str(cut), Growing()) == rows
+
+
+def test_one_sign_alone_is_for_the_report_and_not_told_aloud():
+    assert not Verdict("WATCH", ("length",), {}, words="WATCH").aloud
+    assert Verdict("WARN", ("length", "tail"), {}, words="WARN").aloud
+    assert Verdict("OK", (), {}, action="stop").aloud

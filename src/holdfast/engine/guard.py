@@ -37,6 +37,10 @@ class Verdict(Protocol):
     def words(self) -> str:
         """A sentence for the person, empty when there is nothing to say."""
 
+    @property
+    def aloud(self) -> bool:
+        """Whether it should reach the person at once, and not only whoever reads the report."""
+
 
 class Guard(Protocol):
     """Judges a stage by its rows and keeps its own state, which a rollback leaves alone."""
@@ -115,7 +119,8 @@ class Watch:
             self.loop.ended = True
             words += ". The stage ends here"
         if words:
-            self.loop.run.alarm(self.loop.stage, number, words, {"action": verdict.action, **told})
+            record = {"action": verdict.action, **told}
+            self.loop.run.alarm(self.loop.stage, number, words, record, aloud=verdict.aloud)
         return told
 
     def _forget_from(self, done: int) -> None:

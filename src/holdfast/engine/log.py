@@ -75,10 +75,10 @@ class RunFolder:
         """Append one record (a prompt, its response, their scores) to `samples.jsonl`."""
         self._append("samples.jsonl", dict(record))
 
-    def alarm(self, stage: str, step: int, words: str, record: Mapping[str, Any]) -> None:
-        """Append what a guard found to `alarms.jsonl`, and tell the person its `words`."""
+    def alarm(self, stage: str, step: int, words: str, record: Mapping[str, Any], *, aloud: bool = True) -> None:
+        """Append what a guard found to `alarms.jsonl`, and tell the person its `words` unless it is not worth that."""
         self._append("alarms.jsonl", {"stage": stage, "step": step, "words": words, **record})
-        if self.processes.is_main:
+        if aloud and self.processes.is_main:
             print(f"{stage}: {words}", file=sys.stderr, flush=True)
 
     def rewind(self, stage: str, step: int) -> None:

@@ -81,6 +81,11 @@ class Verdict:
     best: bool = False
     words: str = ""
 
+    @property
+    def aloud(self) -> bool:
+        """One sign alone comes and goes in healthy runs too; it is for the report."""
+        return LEVELS.index(self.level) >= WARN or self.action is not None
+
 
 @dataclass
 class _Memory:
