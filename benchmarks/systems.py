@@ -13,17 +13,22 @@ BULKY = {"examples", "heads", "router_use", "restarts_nll", "accuracy", "merged"
 
 
 def found(run: Path) -> dict[str, object]:
-    """The summary of a run without what nobody quotes, and per limit how it was kept while the policy learned."""
+    """The summary of a run without what nobody quotes, per limit how it was kept, and where the time went."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     kept = {name: value for name, value in summary.items() if name not in BULKY}
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row["stage"] == "policy"]
+    phases = [name for name in (rows[-1] if rows else ()) if name.startswith("seconds/")]
+    if phases:
+        kept["iteration_seconds"] = {name: statistics.mean(row[name] for row in rows) for name in phases}
     limits = [name.removeprefix("multiplier/") for name in (rows[-1] if rows else ()) if name.startswith("multiplier/")]
     for name in limits:
         costs = [row[f"cost/{name}"] for row in rows if f"cost/{name}" in row]
         first, last = statistics.mean(costs[:5]), statistics.mean(costs[-10:])
         multiplier = rows[-1][f"multiplier/{name}"]
-        kept |= {f"limit/{name}": {"first_5": first, "last_10": last, "multiplier_at_the_end": multiplier}}
+        path = [row[f"multiplier/{name}"] for row in rows if f"multiplier/{name}" in row]
+        told = {"first_5": first, "last_10": last, "multiplier_at_the_end": multiplier}
+        kept |= {f"limit/{name}": told | {"multiplier_least": min(path), "multiplier_most": max(path)}}
     return kept
 
 

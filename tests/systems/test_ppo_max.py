@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from holdfast import config
 from holdfast.errors import UserError
@@ -103,10 +105,11 @@ def test_a_run_that_was_cut_is_the_run_that_was_not(finished, tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_settings_that_this_system_takes(name):
-    given = settings(f"preset={name}", "cost={}") if "constraint" in PRESETS[name] else settings(f"preset={name}")
+    limited = ("cost={}",) if "constraint" in PRESETS[name] else ()
+    given = settings(f"preset={name}", "ppo.kl=0.07", *limited)
     expected = over(PRESETS[name], config.read_values(recipe("ppo_max/pocket"), SMALL))
     assert given.ppo.value_clip == expected["ppo"].get("value_clip", 5.0)
-    assert given.ppo.kl.coef == 0.05, "the recipe's number goes over every preset"
+    assert given.ppo.kl.coef == 0.07, "a number goes over every preset"
     assert given.ppo.kl.mode == expected["ppo"]["kl"].get("mode", "split"), "and leaves the rest of its group"
 
 
@@ -140,3 +143,21 @@ def test_a_saved_critic_of_the_same_tokenizer_is_a_start(finished, tmp_path):
     assert summary["true_help_after"]["n"] > 0
     # The same model that the critic starts from anyway: nothing changes.
     assert rows(tmp_path / "run", "policy")[-1]["reward"] == rows(folder, "policy")[-1]["reward"]
+
+
+def test_the_policy_that_a_judge_found_best_is_what_goes_on(tmp_path, capsys):
+    wide = ["monitor.keep_every=1", "monitor.judge_by=length", "online.iterations=6", "pretrain=null"]
+    summary = ppo_max.run(settings(*wide), tmp_path / "run")
+    best = summary["best"]
+    assert 0 < best < 6, "not the last, or nothing would be shown"
+    assert f"the best healthy one by length is kept, that of iteration {best}" in capsys.readouterr().err
+    kept = load_file(tmp_path / "run" / "checkpoints" / "policy" / "best" / f"step-{best:09d}" / "policy.safetensors")
+    saved = load_file(tmp_path / "run" / "models" / "policy" / "model.safetensors")
+    name = next(name for name in saved if name in kept and saved[name].ndim == 2)
+    assert torch.equal(saved[name], kept[name])
+
+
+def test_no_network_is_made_for_a_score_that_nobody_wants():
+    assert settings().networks == (("reward",),)
+    assert settings("cost={}").networks == (("reward",), ("cost",))
+    assert settings("cost={}", "joint_scores=true").networks == (("reward", "cost"),)

@@ -76,8 +76,9 @@ class DualSettings(stages.RunSettings):
 
     @property
     def networks(self) -> tuple[tuple[str, ...], ...]:
-        """The names of the scores that each network learns."""
-        return (("reward", "cost"),) if self.joint_scores else (("reward",), ("cost",))
+        """The names of the scores that each network learns; none for a score that is not wanted."""
+        wanted = [name for name, stage in (("reward", self.reward), ("cost", self.cost)) if stage is not None]
+        return (tuple(wanted),) if self.joint_scores else tuple((name,) for name in wanted)
 
 
 @dataclass(frozen=True)
@@ -170,7 +171,7 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Poo
     pools, too_long = reading.within_window(pools, template, settings.text.on_long_prompt)
     if check is not None:
         check(pools)
-    others = other_scorers(settings)
+    others = other_scorers(settings, str(policy.device))
     stages.announce_memory(policy, settings.rollout.micro_tokens, settings.model.adapter is not None)
     if settings.model.adapter is not None:
         if settings.sft is not None:
@@ -205,9 +206,9 @@ def _train_scores(
     return reward, cost, zero
 
 
-def other_scorers(settings: DualSettings) -> tuple[Scorer, ...]:
+def other_scorers(settings: DualSettings, device: str) -> tuple[Scorer, ...]:
     """The further score models, each with the tokenizer in its own folder; every limited score must be given once."""
-    found = tuple(other_scorer(model, settings) for model in settings.scorers)
+    found = tuple(other_scorer(model, settings, device) for model in settings.scorers)
     names = ["reward", *(["cost"] if settings.cost else []), *(name for scorer in found for name in scorer.names)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two scorers give a score called {', '.join(twice)}; leave one of them out of `scorers`")
@@ -220,11 +221,11 @@ def other_scorers(settings: DualSettings) -> tuple[Scorer, ...]:
     return found
 
 
-def other_scorer(model: stages.Model, settings: DualSettings) -> Scorer:
+def other_scorer(model: stages.Model, settings: DualSettings, device: str) -> Scorer:
     """A saved score model that reads text with its own tokenizer, whatever the policy's is."""
     words = load_tokenizer(model.name or "", trust_remote_code=model.trust_remote_code, revision=model.revision)
     template = Template(words, max_length=settings.text.max_length, chat_template=settings.text.chat_template)
-    return ModelScorer(load_score_model(model), template, settings.rollout.micro_tokens)
+    return ModelScorer(load_score_model(model, device), template, settings.rollout.micro_tokens)
 
 
 def _adapted(policy: nn.Module, names: tuple[str, ...], adapter: AdapterSettings) -> ScoreModel:

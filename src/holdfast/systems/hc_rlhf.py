@@ -131,6 +131,10 @@ def limits_of(settings: HcRlhf, bench: dual.Bench) -> Limits:
 
 def plan_test(settings: HcRlhf, bench: dual.Bench) -> Plan | None:
     """The plan of the safety test, complete before the policy is improved; None when no limit has a meaning."""
+    if settings.constraints or settings.limit_by_source:
+        stages.say(
+            f"safety test: of {settings.constraint.name} on all prompts alone; other limits hold in training only"
+        )
     assert bench.zero is not None, "this system always has a cost model"
     if bench.zero.source == "none":
         return None

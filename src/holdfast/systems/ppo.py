@@ -150,4 +150,4 @@ def _saved(settings: PpoRun, bench: dual.Bench) -> ScoreModel | None:
             "critic reads the policy's own tokens; give one of the same tokenizer, or critic=null to start from the "
             "score models"
         )
-    return load_score_model(settings.critic)
+    return load_score_model(settings.critic, str(bench.policy.device))

@@ -27,12 +27,14 @@ from holdfast.models.trunk import HeadsOnPolicy
 from holdfast.rollout.experience import Collector, Experience, Stopwatch
 from holdfast.training.advantages import AdvantageSettings, Predicted, normalised, with_critic, without_critic
 from holdfast.training.kl import KlController, KlSettings
+from holdfast.training.lagrangian import Part
 from holdfast.training.policy import Learnable, Limits, PolicyBatch, PolicyMethod, Probe
 from holdfast.training.ptx import PtxBatch, PtxRows
 from holdfast.training.scores import ScoreSettings, ScoreTransform
 from holdfast.training.sft import SftTask
 
 Critic = ScoreModel | HeadsOnPolicy
+Parts = Mapping[str, Sequence[Part]]
 
 
 class SurrogateSettings(Settings):
@@ -150,7 +152,8 @@ class ActorCritic(PolicyMethod):
         with watch("values"):
             predicted = dict(self._values(experience))
         advantages, returns = {}, {}
-        for name, stream in self._streams(experience).items():
+        parts = self.limits.parts(experience)
+        for name, stream in self._streams(experience, parts).items():
             shaped, clamped = token_rewards(experience.kl, stream.score, mask, stream.kl[:, None], s.token_clamp)
             numbers[f"clamped/{name}"] = float(clamped.mean)
             if stream.critic is None:
@@ -159,7 +162,7 @@ class ActorCritic(PolicyMethod):
             said = self._at_the_end(name, predicted[name], experience)
             advantages[name], returns[name] = with_critic(shaped, said, mask, s.advantage, lam_value)
             numbers |= _quality(name, returns[name], said.values, mask)
-        mixed = places.flat(self._mixed(experience, advantages))
+        mixed = places.flat(self._mixed(experience, advantages, parts))
         kept = self._kept(experience)
         counted = mixed if kept is None else places.chosen(mixed, kept)
         if len(counted):
@@ -171,7 +174,7 @@ class ActorCritic(PolicyMethod):
         targets = {name: places.flat(table) for name, table in returns.items()}
         return Learnable(experience, mixed, old, targets, numbers, kept)
 
-    def _streams(self, experience: Experience) -> dict[str, Stream]:
+    def _streams(self, experience: Experience, parts: Parts) -> dict[str, Stream]:
         """The reward and the parts of the costs, each with its share of the KL.
 
         Split over all streams (Safe RLHF) the KL keeps its weight in the mixture whatever the multipliers are. A
@@ -185,15 +188,10 @@ class ActorCritic(PolicyMethod):
             if split and not own:
                 carried = carried + self.limits.multiplier(experience, constraint.name)
             share = torch.full((n,), self.kl.coef if own else 0.0)
-            for name, part in self._named(experience, constraint.name):
+            for name, part in _named(constraint.name, parts):
                 streams[name] = Stream(part.values, share, name if constraint.settings.critic else None)
         paid = Stream(self._paid(experience), -self.kl.coef * carried, "value" if s.reward_critic else None)
         return {"value": paid, **streams}
-
-    def _named(self, experience: Experience, constraint: str) -> Iterator[tuple[str, Any]]:
-        """The parts of a constraint's cost under the names of their critics."""
-        for power, part in zip(("", "^2"), self.limits.parts(experience)[constraint]):
-            yield f"value/{constraint}{power}", part
 
     def _paid(self, experience: Experience) -> Tensor:
         """(N,) the reward as the policy is paid: transformed, and with what truncation makes of it."""
@@ -216,12 +214,12 @@ class ActorCritic(PolicyMethod):
         asks = self.settings.truncation == "bootstrap" and name == "value"
         return Predicted(predicted.values, predicted.ahead * (experience.truncated if asks else 0.0))
 
-    def _mixed(self, experience: Experience, advantages: Mapping[str, Tensor]) -> Tensor:
+    def _mixed(self, experience: Experience, advantages: Mapping[str, Tensor], parts: Parts) -> Tensor:
         """(N, R) the Lagrangian's advantage."""
         costs = {}
         for constraint in self.limits.patterns:
-            parts = [part.weight[:, None] * advantages[name] for name, part in self._named(experience, constraint.name)]
-            costs[constraint.name] = torch.stack(parts).sum(0)
+            weighed = [part.weight[:, None] * advantages[name] for name, part in _named(constraint.name, parts)]
+            costs[constraint.name] = torch.stack(weighed).sum(0)
         mixed = self.limits.mix(experience, advantages["value"], costs)
         return mixed if self.settings.normalise_mixture else mixed * self.limits.total(experience)[:, None]
 
@@ -345,6 +343,11 @@ class ActorCritic(PolicyMethod):
         self.scores.load_state_dict(state["scores"])
         if self.ptx:
             self.ptx.load_state_dict(state["ptx"])
+
+
+def _named(constraint: str, parts: Parts) -> list[tuple[str, Part]]:
+    """The parts of a constraint's cost under the names of their critics."""
+    return [(f"value/{constraint}{power}", part) for power, part in zip(("", "^2"), parts[constraint])]
 
 
 def _reducer(settings: SurrogateSettings) -> Any:
