@@ -35,7 +35,7 @@ def found(run: Path) -> dict[str, object]:
 def main(words: list[str]) -> None:
     """Write the runs that are named beside those that the file holds."""
     known = json.loads(OUT.read_text(encoding="utf-8"))["runs"] if OUT.is_file() else {}
-    runs = known | {name: found(Path(folder)) for name, _, folder in (word.partition("=") for word in words)}
+    runs = known | {name: found(Path(folder)) for name, _, folder in (word.rpartition("=") for word in words)}
     OUT.write_text(json.dumps({"command": "holdfast run RECIPE", "runs": runs}, indent=1) + "\n", encoding="utf-8")
 
 
