@@ -1,6 +1,6 @@
 """Write the tables of docs/ from the JSON beside this file, and that of the presets: `python benchmarks/tables.py`.
 
-A table stands between `<!-- study NAME -->` or `<!-- presets -->` and `<!-- end -->`. A test compares them, so a table
+A table stands between `<!-- study NAME -->` or `<!-- presets KIND -->` and `<!-- end -->`. A test compares them, so a table
 cannot drift from the run, or the settings, it came from.
 """
 
@@ -12,23 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.studies.common import markdown
+from holdfast.systems.grpo_presets import GRPO_PRESETS
 from holdfast.systems.presets import PRESETS
 
 ROOT = Path(__file__).parent.parent
 STUDY = re.compile(r"(<!-- study (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-TABLE = re.compile(r"(<!-- presets -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- presets (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+KINDS = {"ppo": PRESETS, "grpo": GRPO_PRESETS}
 
 
 def written(text: str) -> str:
     """`text` with every table made anew from where it comes from."""
     text = STUDY.sub(lambda found: found[1] + section(found[2]) + found[3], text)
-    return TABLE.sub(lambda found: f"{found[1]}\n{presets()}\n\n{found[2]}", text)
+    return TABLE.sub(lambda found: f"{found[1]}\n{presets(KINDS[found[2]])}\n\n{found[3]}", text)
 
 
-def presets() -> str:
+def presets(tables: Mapping[str, Mapping[str, Any]]) -> str:
     """Every setting that a preset sets, and its value in each; a dash is the system's own default."""
-    columns = {name: dict(flat(table)) for name, table in PRESETS.items()}
-    sections = list(dict.fromkeys(section for table in PRESETS.values() for section in table))
+    columns = {name: dict(flat(table)) for name, table in tables.items()}
+    sections = list(dict.fromkeys(section for table in tables.values() for section in table))
     known = dict.fromkeys(key for column in columns.values() for key in column)
     settings = sorted(known, key=lambda key: sections.index(key.split(".")[0]))
     rows = [[f"`{key}`", *(column.get(key, "-") for column in columns.values())] for key in settings]

@@ -9,6 +9,7 @@ from torch import nn
 
 from holdfast.engine.log import RunFolder
 from holdfast.engine.online import OnlineSettings, run_online, take
+from holdfast.engine.seeds import generator
 from holdfast.engine.step import OptimiserSettings
 from holdfast.errors import UserError
 from holdfast.losses.reduce import Sum
@@ -114,6 +115,24 @@ def test_prompts_come_in_reshuffled_epochs_and_never_twice_in_one_iteration():
     assert taken == [take(7, 3, number, seed=4) for number in range(6)]
     assert taken != [take(7, 3, number, seed=5) for number in range(6)]
     assert {i for portion in (take(7, 3, n, 4) for n in range(40)) for i in portion} == set(range(7))
+
+
+def test_without_a_stream_the_order_is_what_it_always_was():
+    order = torch.randperm(7, generator=generator(4, 1)).tolist()
+    assert [take(7, 3, number, 4) for number in (2, 3)] == [order[:3], order[3:6]]
+    streams = [tuple(take(7, 7, 0, 4, *stream)) for stream in ((), (0,), (1,))]
+    assert len(set(streams)) == 3
+
+
+def test_a_run_takes_the_prompts_it_is_told_to(tmp_path):
+    told, usual = Toy(), Toy()
+    settings = OnlineSettings(iterations=3, prompts_per_iteration=2, seed=5)
+    run_online(
+        told, range(6), settings, RunFolder(tmp_path / "a"), stage="x", choose=lambda number: [number, 5 - number]
+    )
+    assert [call[1] for call in told.calls if call[0] == "collect"] == [[0, 5], [1, 4], [2, 3]]
+    run_online(usual, range(6), settings, RunFolder(tmp_path / "b"), stage="x")
+    assert [call[1] for call in usual.calls if call[0] == "collect"] == [take(6, 2, number, 5) for number in range(3)]
 
 
 def test_too_few_prompts_are_an_error(tmp_path):

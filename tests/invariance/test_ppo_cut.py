@@ -73,6 +73,8 @@ class Played(Processes):
 class ByPrompt:
     """A generator whose answers belong to the prompt, wherever it is asked; of one to six tokens, some cut."""
 
+    foreign = False
+
     def __init__(self, end, cut_on=()):
         self.end, self.cut_on = end, cut_on
 

@@ -3,7 +3,7 @@ import torch
 from torch import tensor
 from torch.testing import assert_close
 
-from holdfast.losses.advantage import gae, leave_one_out, length_adaptive, mix, normalise, token_rewards
+from holdfast.losses.advantage import gae, leave_one_out, length_adaptive, mix, normalise, overlong, token_rewards
 from holdfast.losses.logprob import kl_k1, kl_k2, kl_k3
 from holdfast.losses.mask import from_lengths, span
 from holdfast.losses.surrogate import reinforce
@@ -327,3 +327,16 @@ def test_mix_refuses_unknown_names_and_bad_multipliers():
     for bad in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=rf"finite and not negative, got \{{'harm': {bad}\}}"):
             mix(t(1.0), {"harm": t(1.0)}, {"harm": bad})
+
+
+def test_an_answer_pays_for_coming_near_the_limit():
+    penalty = overlong(tensor([1, 16, 17, 18, 20, 21]), limit=20, cache=4)
+    assert penalty.tolist() == [0, 0, -0.25, -0.5, -1, -1]
+    assert overlong(tensor([16, 18]), limit=20, cache=4 * 0.5).tolist() == [0, 0]  # a cache need not be whole
+    assert overlong(tensor([10]), limit=20, cache=20).tolist() == [-0.5]
+
+
+@pytest.mark.parametrize("cache", [0, -1, 21, float("nan")])
+def test_a_cache_outside_the_limit_is_refused(cache):
+    with pytest.raises(ValueError, match=f"cache is a part of the limit of 20 tokens, .* got {cache}"):
+        overlong(tensor([1]), limit=20, cache=cache)

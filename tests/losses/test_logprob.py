@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, linear
@@ -8,6 +10,7 @@ from holdfast.losses.logprob import (
     kl_k1,
     kl_k2,
     kl_k3,
+    kl_loss,
     logits_logprobs,
     token_logprobs,
     token_logprobs_entropy,
@@ -161,3 +164,124 @@ def test_estimators_by_hand_and_at_equality():
     assert kl_k3(logp, ref).item() == pytest.approx(0.10653065971263342, abs=1e-15)
     for estimator in (kl_k1, kl_k2, kl_k3):
         assert estimator(logp, logp).item() == 0.0
+
+
+def drawn_by(logits):
+    """The log-probabilities of every token, and what an expectation over the tokens drawn weighs them with."""
+    logp = logits.log_softmax(-1)
+    return logp, logp.detach().exp()
+
+
+@pytest.mark.parametrize(
+    "estimator, value, slope",
+    [("k1", 0.5, 1.0), ("k2", 0.125, 0.5), ("k3", 0.10653066, 0.39346934), ("ratio_k3", 0.10653066, 0.5)],
+)
+def test_each_loss_and_its_slope_by_hand(estimator, value, slope):
+    logp = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+    loss = kl_loss(estimator, logp, torch.tensor([-1.5], dtype=torch.float64), logp)
+    assert loss.item() == pytest.approx(value, abs=1e-8)
+    assert torch.autograd.grad(loss.sum(), logp)[0].item() == pytest.approx(slope, abs=1e-8)
+
+
+EXACT = [-0.030963, -0.190363, 0.221326]
+
+
+@pytest.mark.parametrize(
+    "estimator, expected",
+    [
+        ("k1", [0.0, 0.0, 0.0]),  # holds nothing
+        ("k2", EXACT),
+        ("k3", [0.022509, -0.232468, 0.209959]),  # pushes the first token the other way
+        ("ratio_k3", EXACT),
+    ],
+)
+def test_expected_gradients_on_three_tokens(estimator, expected):
+    logits = torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64, requires_grad=True)
+    ref = torch.tensor([0.1, 0.4, -0.3], dtype=torch.float64).log_softmax(-1)
+    logp, p = drawn_by(logits)
+    divergence = (logp.exp() * (logp - ref)).sum()
+    assert divergence.item() == pytest.approx(0.153331, abs=1e-6)
+    assert torch.autograd.grad(divergence, logits, retain_graph=True)[0].tolist() == pytest.approx(EXACT, abs=1e-6)
+    (slope,) = torch.autograd.grad((p * kl_loss(estimator, logp, ref, logp)).sum(), logits)
+    assert slope.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_gradient_of_k3_is_that_of_the_other_divergence():
+    p, q, _ = policies()
+    logp, weights = drawn_by(p)
+    ref = q.log_softmax(-1)
+    (other,) = torch.autograd.grad((ref.exp() * (ref - logp)).sum(), p, retain_graph=True)
+    (slope,) = torch.autograd.grad((weights * kl_loss("k3", logp, ref)).sum(), p)
+    assert_close(slope, other, rtol=1e-12, atol=1e-12)
+
+
+def test_ratio_k3_is_exact_for_tokens_of_another_policy_too():
+    p, q, divergence = policies()
+    drawer = torch.randn(6, dtype=torch.float64, generator=torch.Generator().manual_seed(6)).log_softmax(-1)
+    logp = p.log_softmax(-1)
+    expectation = (drawer.exp() * kl_loss("ratio_k3", logp, q.log_softmax(-1), drawer)).sum()
+    assert expectation.item() == pytest.approx(divergence.item(), abs=1e-12)
+    (expected,) = torch.autograd.grad(divergence, p, retain_graph=True)
+    assert_close(torch.autograd.grad(expectation, p)[0], expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "estimator, share",
+    [
+        ("k2", 0.3 * math.e**2 / (0.3 * math.e**2 + 0.7)),  # the optimum, reference * exp(reward / beta)
+        ("ratio_k3", 0.3 * math.e**2 / (0.3 * math.e**2 + 0.7)),
+        ("k3", (0.5 + math.sqrt(0.85)) / 2),  # that of the other divergence, the root of p^2 - p / 2 - 0.15
+        ("k1", 1.0),  # unbounded
+    ],
+)
+def test_where_two_arms_come_to_rest(estimator, share):
+    """Rewards 1 and 0, reference 0.3 and 0.7, beta 0.5, by the expected gradient."""
+    logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    rewards, ref = torch.tensor([1.0, 0.0], dtype=torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64).log()
+    for _ in range(400):
+        logp, p = drawn_by(logits)
+        advantages = rewards - (p * rewards).sum()
+        loss = (p * (0.5 * kl_loss(estimator, logp, ref, logp) - advantages * logp)).sum()
+        logits.data -= 2 * torch.autograd.grad(loss, logits)[0]
+    # 2e-3: without a KL that holds, certainty is approached as 1 / steps.
+    assert logits.softmax(-1)[0].item() == pytest.approx(share, abs=2e-3 if estimator == "k1" else 1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "ratio_k3"])
+def test_a_kl_behind_the_mask_reaches_neither_loss_nor_gradient(estimator):
+    logp = torch.tensor([-1.0, -math.inf, math.nan], requires_grad=True)
+    ref, old = torch.tensor([-1.5, -math.inf, 1.0]), torch.tensor([-1.0, math.nan, math.inf])
+    loss = kl_loss(estimator, logp, ref, old, mask=torch.tensor([True, False, False]))
+    (slope,) = torch.autograd.grad(loss.sum(), logp)
+    assert loss[0] != 0
+    assert slope[0] != 0
+    assert loss[1:].tolist() == slope[1:].tolist() == [0.0, 0.0]
+
+
+def test_no_exponent_overflows_and_a_token_far_too_likely_is_still_pulled_back():
+    logp = torch.tensor([-1e4, 0.0], requires_grad=True)  # float32: exp overflows at 89
+    ref = torch.tensor([0.0, -1e4])
+    for estimator, slopes in {"k3": [0.0, 1.0], "k2": [-1e4, 1e4]}.items():
+        loss = kl_loss(estimator, logp, ref)
+        assert loss.isfinite().all()
+        assert torch.autograd.grad(loss.sum(), logp)[0].tolist() == slopes
+    for old in (torch.tensor([1e4, -1e4]), torch.tensor([-2e4, 1e4])):
+        loss = kl_loss("ratio_k3", logp, ref, old)
+        assert loss.isfinite().all()
+        assert torch.autograd.grad(loss.sum(), logp)[0].isfinite().all()
+
+
+def test_reference_and_sampler_are_constants_to_the_kl():
+    logp, ref, old = torch.randn(3, 4, generator=torch.Generator().manual_seed(8)).requires_grad_()
+    for estimator in ("k1", "k2", "k3", "ratio_k3"):
+        slopes = torch.autograd.grad(kl_loss(estimator, logp, ref, old).sum(), (logp, ref, old), allow_unused=True)
+        assert [slope is None for slope in slopes] == [False, True, True]
+
+
+def test_the_kl_says_what_it_lacks():
+    one = torch.zeros(1)
+    with pytest.raises(ValueError, match="no estimator 'k4'; there are k1, k2, k3, ratio_k3"):
+        kl_loss("k4", one, one)
+    with pytest.raises(ValueError, match=r"ratio_k3 weighs each token by its ratio .* give old"):
+        kl_loss("ratio_k3", one, one)
+    assert kl_loss("k3", one.bfloat16(), one.bfloat16()).dtype == torch.float32

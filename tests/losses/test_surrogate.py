@@ -48,6 +48,17 @@ def test_the_dual_clip_bounds_the_loss_of_bad_tokens(ratio, advantage, loss, slo
     assert grad(value.sum(), logp)[0].item() == pytest.approx(slope, abs=1e-12)
 
 
+def test_the_dual_clip_is_the_two_sided_clip_under_another_name():
+    """-min(min(rho, delta) A, clip(rho) A), for any delta above the ordinary clip."""
+    generator = torch.Generator().manual_seed(19)
+    logp, advantages = 2 * torch.randn(2, 500, dtype=torch.float64, generator=generator)
+    ratio, delta = logp.exp(), 4.0
+    assert ((ratio > delta) & (advantages < 0)).any()
+    expected = -torch.minimum(ratio.clamp(max=delta) * advantages, ratio.clamp(0.8, 1.28) * advantages)
+    found = clipped_ratio(logp, torch.zeros_like(logp), advantages, 0.2, 0.28, dual_clip=delta)
+    assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("dual_clip", [1.0, 0.5, float("nan")])
 def test_a_dual_clip_below_one_is_refused(dual_clip):
     with pytest.raises(ValueError, match=f"dual_clip .* must be above 1, got {dual_clip}"):

@@ -98,6 +98,8 @@ CASES = {
 class Scripted:
     """A generator that gives the answers above, with log-probabilities of its own making."""
 
+    foreign = False
+
     def __init__(self, template):
         words = sorted({word for answer in ANSWERS for word in answer} - {"end"})
         self.ids = {word: template.tokenizer.convert_tokens_to_ids(word) for word in words}

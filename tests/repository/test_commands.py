@@ -7,6 +7,8 @@ from holdfast.cli.main import app
 COMMANDS = {
     "demo": "[overrides] --method --out/-o --overwrite --seed",
     "run": "recipe [overrides] --out/-o --overwrite",
+    "sweep": "recipe [overrides] --judge --launcher --out/-o --over --seeds",
+    "pareto": "[folder] --judge",
     "study": "name --check --out/-o --quick --seeds",
     "score": "model conversations --audit --max-length --out/-o",
     "generate": "model prompts --max-new-tokens --out/-o --seed --temperature -n",

@@ -12,8 +12,9 @@ from holdfast.data.template import Template
 from holdfast.data.tokenizer import train_tokenizer
 from holdfast.errors import UserError
 from holdfast.models.tiny import tiny_policy
-from holdfast.rollout.experience import Collector, RolloutSettings, logprobs
+from holdfast.rollout.experience import Collector, RolloutSettings
 from holdfast.rollout.generate import TransformersGenerator
+from holdfast.rollout.reading import logprobs
 from holdfast.rollout.types import Sampling
 
 PROMPTS = [Conversation.ask("red sea ?", id="a"), Conversation.ask("sky ?", id="b")]

@@ -175,6 +175,8 @@ def test_each_source_has_a_scale_of_its_own(bench):
 class Says:
     """A generator whose every answer consists of the given ids; every second one is cut."""
 
+    foreign = False
+
     def __init__(self, ids, end):
         self.answers = [[*ids, end], [*ids, ids[0]]]
 

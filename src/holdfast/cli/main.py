@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from holdfast.cli.sweep import pareto, sweep
 from holdfast.errors import HoldfastError, RunError, UserError
 
 app = typer.Typer(
@@ -71,6 +72,10 @@ def run(
         audits = {file.stem.removeprefix("audit-"): json.loads(file.read_text(encoding="utf-8")) for file in files}
         show.outcome(summary, render(out), audits)
     raise typer.Exit(EXIT.get(summary["verdict"], 0))
+
+
+app.command()(sweep)
+app.command()(pareto)
 
 
 @data.command("check")

@@ -2,15 +2,17 @@
 
 The chat template is rendered as text. The stretches before, inside and after each answer are tokenised by
 themselves, so a training example begins with exactly the ids from which a rollout starts, and masks come from
-where a stretch stands, never from looking for special ids.
+where a stretch stands, never from looking for special ids. Many answers are encoded behind one prompt, so what a
+prompt gives is kept.
 """
 
 import hashlib
 import json
 import re
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +45,8 @@ BUILT_IN = {"chatml": CHATML, "plain": PLAIN}
 
 # Private-use characters that no tokenizer or template gives a meaning: they stand for an answer.
 _MARK = "\ue000answer\ue001"
+# Prompts that are remembered: those of an iteration with room to spare, at some ten bytes for a token.
+_KEPT = 4096
 _ADVICE = "set chat_template to plain, chatml, or the path of a Jinja file"
 
 
@@ -86,6 +90,13 @@ class _Stretch(NamedTuple):
     images: tuple[Image, ...] = ()
 
 
+class _Start(NamedTuple):
+    """A prompt as rendered text, and for each of its stretches the ids and whether it is an earlier answer."""
+
+    text: str
+    tokens: "tuple[tuple[array[int], bool], ...]"
+
+
 class Template:
     """Turns conversations into `Encoded` rows with the chat template of a tokenizer or a processor.
 
@@ -112,6 +123,9 @@ class Template:
         self.source = _source(self.processor, self.tokenizer, chat_template)
         self._bos = _leading_bos(self.tokenizer)
         self._ends = _end_pattern(self.tokenizer)
+        # A template with a date in it renders the same prompt differently tomorrow.
+        remember = lru_cache(_KEPT) if not self._dated else lambda function: function
+        self._start, self._tail = remember(self._encode), remember(self._behind)
         self.end_id = self._response(Conversation.ask("a").answer("b"))[1]
         self.notes = self._notes()
 
@@ -139,15 +153,9 @@ class Template:
         Raises `PromptTooLong` when it leaves no room for an answer in the window.
         """
         prompt = conversation.prompt
-        ids: list[int] = []
-        turns: list[bool] = []
-        for stretch in self._stretches(prompt):
-            tokens = self._tokens(stretch)
-            # A tokenizer that begins every text with a start token gets one, and never two.
-            if not ids and self._bos is not None and tokens[:1] != [self._bos]:
-                tokens = [self._bos, *tokens]
-            ids += tokens
-            turns += [stretch.answer] * len(tokens)
+        tokens = self._started(prompt).tokens
+        ids = [token for stretch, _ in tokens for token in stretch]
+        turns = [answer for stretch, answer in tokens for _ in stretch]
         if len(ids) >= self.max_length:
             raise PromptTooLong(
                 f"{_row(prompt)}: its prompt has {len(ids)} tokens and the window {self.max_length}, which "
@@ -186,6 +194,28 @@ class Template:
         """The text of a response without special tokens and outer white space."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
+    def _started(self, prompt: Conversation) -> _Start:
+        # Without a hash nobody would notice that an image has changed, and with it the tokens it takes.
+        known = all(image.sha256 for image in prompt.images)
+        return self._start(prompt.messages) if known else self._encode(prompt.messages)
+
+    def _encode(self, messages: tuple[Message, ...]) -> _Start:
+        """The prompt of `messages`, rendered and tokenised."""
+        text = self._render(messages, True, self._content)
+        tokens: list[tuple[array[int], bool]] = []
+        for stretch in self._stretches(messages, text):
+            ids = self._tokens(stretch)
+            # A tokenizer that begins every text with a start token gets one, and never two.
+            if not any(before for before, _ in tokens) and self._bos is not None and ids[:1] != [self._bos]:
+                ids = [self._bos, *ids]
+            tokens.append((array("q", ids), stretch.answer))
+        return _Start(text, tuple(tokens))
+
+    def _behind(self, messages: tuple[Message, ...]) -> str:
+        """What stands behind an answer to the prompt of `messages`."""
+        marked = [*messages, Message.of("assistant", _MARK)]
+        return self._render(marked, False, self._marked).split(_MARK)[-1]
+
     def _render(self, messages: Sequence[Message], generate: bool, show: Callable[[Message], Any]) -> str:
         if self.system is not None and messages[0].role != "system":
             messages = [Message.of("system", self.system), *messages]
@@ -216,18 +246,17 @@ class Template:
         """The same, with the mark in place of an answer."""
         return self._content(Message.of("assistant", _MARK) if message.role == "assistant" else message)
 
-    def _stretches(self, prompt: Conversation) -> list[_Stretch]:
-        """The prompt's text cut at the borders of its earlier answers."""
-        text = self._render(prompt.messages, True, self._content)
-        answers = [i for i, message in enumerate(prompt.messages) if message.role == "assistant"]
-        if not answers:
-            return [_Stretch(text, images=prompt.images)]
-        literals = self._render(prompt.messages, True, self._marked).split(_MARK)
-        spans = _spans(text, literals, [prompt.messages[i].text.strip() for i in answers])
+    def _stretches(self, messages: tuple[Message, ...], text: str) -> list[_Stretch]:
+        """The prompt's `text` cut at the borders of its earlier answers."""
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         images = [
-            tuple(image for message in prompt.messages[a + 1 : b] for image in message.images)
-            for a, b in pairwise([-1, *answers, len(prompt.messages)])
+            tuple(image for message in messages[a + 1 : b] for image in message.images)
+            for a, b in pairwise([-1, *answers, len(messages)])
         ]
+        if not answers:
+            return [_Stretch(text, images=images[0])]
+        literals = self._render(messages, True, self._marked).split(_MARK)
+        spans = _spans(text, literals, [messages[i].text.strip() for i in answers])
         stretches, cursor = [], 0
         for (start, stop), seen in zip(spans, images):
             end = self._ends.match(text, stop)
@@ -238,9 +267,9 @@ class Template:
 
     def _response(self, conversation: Conversation) -> tuple[str, int]:
         """The text a model has to write after the prompt, and the id that ends it."""
-        before = self._render(conversation.prompt.messages, True, self._content)
+        before = self._started(conversation.prompt).text
         whole = self._render(conversation.messages, False, self._content)
-        tail = self._render(conversation.messages, False, self._marked).split(_MARK)[-1]
+        tail = self._tail(conversation.messages[:-1])
         if not whole.startswith(before) or not whole.endswith(tail):
             raise UserError(
                 f"{_row(conversation)}: with this chat template an answered conversation does not begin with "
@@ -266,11 +295,15 @@ class Template:
         encoded = self.processor(images=opened, text=[stretch.text], add_special_tokens=False)
         return [int(token) for token in encoded["input_ids"][0]]
 
+    @property
+    def _dated(self) -> bool:
+        return "strftime_now" in self.source
+
     def _notes(self) -> list[str]:
         notes = []
         if self.tokenizer.pad_token_id is None:
             notes.append(f"the tokenizer has no padding token; id {self.pad_id} fills up rows, behind the masks")
-        if "strftime_now" in self.source:
+        if self._dated:
             notes.append("the chat template writes today's date into prompts, so ids change from day to day")
         if "<|im_end|>" in self.source and not self._ends.match("<|im_end|>"):
             notes.append("the tokenizer has no special token <|im_end|>; chatml markers are spelt in pieces")

@@ -102,17 +102,21 @@ def run_online(
     stage: str,
     guard: Guard | None = None,
     finished: Callable[[], bool] | None = None,
+    choose: Callable[[int], Sequence[int]] | None = None,
 ) -> OnlineResult:
     """Train the parts of `algorithm` in place, resuming where the run folder's checkpoint of `stage` stands.
 
     Row `metrics.jsonl` per iteration: what `after` returns, and `PART/NAME` for each loss term, gradient norm
     and rate, averaged over the optimiser steps. Schedules move once per iteration. A `guard` judges every row, and
     what it finds is done: snapshots, a rollback, an early end (see `guard.Watch`). `finished` is asked before each
-    iteration; true ends the stage. Raises `UserError` when there are fewer prompts than an iteration takes.
+    iteration; true ends the stage. `choose` names the prompts of an iteration, counted from 0, by their indices;
+    without it `take` does. Every process and every resumed run must be answered alike. Raises `UserError` when
+    there are fewer prompts than an iteration takes.
     """
     portion = settings.prompts_per_iteration
     if len(prompts) < portion:
         raise UserError(f"{stage}: prompts_per_iteration is {portion} and only {len(prompts)} prompts are given")
+    chosen = choose or partial(take, len(prompts), portion, seed=settings.seed)
     processes = run.processes
     steps = {
         name: Step(part, algorithm.optimisers[name], settings.iterations, processes, stage=f"{stage}/{name}")
@@ -122,8 +126,7 @@ def run_online(
     def advance(number: int) -> dict[str, float]:
         if watch is not None:
             watch.begin(number)
-        chosen = [prompts[i] for i in take(len(prompts), portion, number - 1, settings.seed)]
-        experience = algorithm.collect(processes.shard(chosen), number)
+        experience = algorithm.collect(processes.shard([prompts[i] for i in chosen(number - 1)]), number)
         began = time.perf_counter()
         learned = [
             numbers
@@ -149,17 +152,17 @@ def run_online(
     return OnlineResult(loop.done, last)
 
 
-def take(size: int, portion: int, number: int, seed: int) -> list[int]:
+def take(size: int, portion: int, number: int, seed: int, *stream: int) -> list[int]:
     """The prompts of iteration `number` (from 0): `portion` of `size` indices, shuffled anew in every epoch.
 
     What is left of an epoch after its last full portion waits for the next, so that no iteration holds a
-    prompt twice.
+    prompt twice. Another `stream` is another order.
 
     >>> sorted(take(4, 2, 0, seed=1) + take(4, 2, 1, seed=1))
     [0, 1, 2, 3]
     """
     epoch, place = divmod(number, size // portion)
-    order = torch.randperm(size, generator=generator(seed, epoch)).tolist()
+    order = torch.randperm(size, generator=generator(seed, epoch, *stream)).tolist()
     return order[place * portion : (place + 1) * portion]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Template
 from holdfast.preference.score import Scorer
-from holdfast.rollout.experience import logprobs
+from holdfast.rollout.reading import logprobs
 from holdfast.rollout.types import Generator, Sampling
 from holdfast.stats.estimate import Estimate, mean, proportion
 

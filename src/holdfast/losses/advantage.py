@@ -134,6 +134,20 @@ def leave_one_out(returns: Tensor, k: int) -> Tensor:
     return (groups - others).flatten()
 
 
+def overlong(lengths: Tensor, limit: int, cache: float) -> Tensor:
+    """(N,) penalty of each answer for coming near the limit of length: 0 up to limit - cache tokens, -1 at the limit.
+
+    clip((limit - cache - length) / cache, -1, 0), the soft punishment of DAPO, arXiv 2503.14476, eq. 13. Raises
+    `ValueError` unless 0 < cache <= limit.
+
+    >>> overlong(torch.tensor([16, 17, 20, 21]), limit=20, cache=4)
+    tensor([ 0.0000, -0.2500, -1.0000, -1.0000])
+    """
+    if not 0 < cache <= limit:
+        raise ValueError(f"cache is a part of the limit of {limit} tokens, above 0 and up to {limit}, got {cache}")
+    return ((limit - cache - precise(lengths)) / cache).clamp(-1, 0)
+
+
 def mix(reward: Tensor, costs: Mapping[str, Tensor], multipliers: Mapping[str, float]) -> Tensor:
     """(A_r - sum_j lambda_j A_j) / (1 + sum_j lambda_j): the Lagrangian's advantage, of bounded scale.
 

@@ -6,6 +6,7 @@ included.
 """
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from holdfast.losses.reduce import precise
+
+KlEstimator = Literal["k1", "k2", "k3", "ratio_k3"]
 
 
 def token_logprobs(
@@ -104,6 +107,37 @@ def kl_k3(logp: Tensor, ref: Tensor) -> Tensor:
     tensor([0.1065])
     """
     return torch.expm1(ref - logp) - (ref - logp)
+
+
+def kl_loss(
+    estimator: KlEstimator, logp: Tensor, ref: Tensor, old: Tensor | None = None, *, mask: Tensor | None = None
+) -> Tensor:
+    """KL(policy || reference) per token as a term of a loss: what counts is the gradient in logp, not the value.
+
+    With d = logp - ref, on tokens that the policy drew itself, the expected gradient is: of k1 zero, so that nothing
+    is held; of k2 = d^2/2 that of the KL; of k3 = exp(-d) - 1 + d that of KL(reference || policy), which may even
+    point the other way; of ratio_k3 = rho k3 with rho = exp(logp - old) that of the KL again, also off-policy
+    (DeepSeek-V3.2, arXiv 2512.02556; compared in arXiv 2510.01555). Exponents are clamped at 20, and nothing else is:
+    a token that became 20 nats likelier is still pulled back. mask: true on tokens that count; behind it all is zero.
+    Raises `ValueError` for an unknown estimator, and for ratio_k3 without old.
+
+    >>> kl_loss("k2", torch.tensor([-1.0]), torch.tensor([-1.5]))
+    tensor([0.1250])
+    """
+    if estimator not in get_args(KlEstimator):
+        raise ValueError(f"no estimator {estimator!r}; there are {', '.join(get_args(KlEstimator))}")
+    if estimator == "ratio_k3" and old is None:
+        raise ValueError("ratio_k3 weighs each token by its ratio to the policy that drew it; give old, its logp")
+    kept = torch.ones_like(logp, dtype=torch.bool) if mask is None else mask
+    logp, ref = precise(logp).where(kept, 0.0), precise(ref).detach().where(kept, 0.0)
+    if estimator == "k1":
+        return kl_k1(logp, ref)
+    if estimator == "k2":
+        return kl_k2(logp, ref)
+    k3 = kl_k3((logp - ref).clamp(min=-20), torch.zeros_like(ref))
+    if old is None or estimator == "k3":
+        return k3
+    return (logp - precise(old).detach().where(kept, 0.0)).clamp(-20, 20).exp() * k3
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

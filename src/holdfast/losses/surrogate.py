@@ -25,9 +25,10 @@ def clipped_ratio(
 
     logp, old_logp: (B, T); advantages: (B, T), or (B, 1) for one per answer. PPO, arXiv 1707.06347, eq. 7; a
     `clip_high` of its own widens the upper side (DAPO, arXiv 2503.14476, eq. 10). A `dual_clip` c > 1 bounds
-    the loss of a bad token (A < 0) by -c A, however likely it has become (arXiv 1912.09729). The
-    log-ratio is clamped to +-log_ratio_clamp, so that one token cannot overflow the sum; no gradient passes
-    beyond it. Given its own log-probabilities as old ones it is the on-policy gradient.
+    the loss of a bad token (A < 0) by -c A, however likely it has become (arXiv 1912.09729; with c above
+    1 + clip_high it equals the two-sided clip of INTELLECT-2, arXiv 2505.07291, at delta = c). The log-ratio is
+    clamped to +-log_ratio_clamp, so that one token cannot overflow the sum; no gradient passes beyond it. Given
+    its own log-probabilities as old ones it is the on-policy gradient.
 
     >>> twice = torch.tensor([2.0, 2.0]).log()
     >>> clipped_ratio(twice, torch.zeros(2), torch.tensor([1.0, -1.0]))

@@ -1,8 +1,12 @@
-"""One contract for everything that gives numbers to conversations: a model, or any Python function."""
+"""One contract for everything that gives numbers to conversations: a model, or any Python function.
 
-from collections.abc import Callable, Sequence
+A score may be NaN where it does not exist: a function, and whatever answers for one, says so by `None`.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,13 +60,15 @@ class ModelScorer:
 class FunctionScorer:
     """A Python function as a scorer: conversations to a table of B rows and K columns.
 
+    `None` in place of a number says that this conversation has no such score, and becomes NaN.
+
     >>> length = FunctionScorer(("words",), lambda rows: [[len(row.response.split())] for row in rows])
     >>> length.score([Conversation.ask("Hello?").answer("Good morning to you.")]).tolist()
     [[4.0]]
     """
 
     def __init__(
-        self, names: tuple[str, ...], function: Callable[[Sequence[Conversation]], Sequence[Sequence[float]]]
+        self, names: tuple[str, ...], function: Callable[[Sequence[Conversation]], Sequence[Sequence[float | None]]]
     ) -> None:
         self.names, self.function = names, function
 
@@ -71,13 +77,21 @@ class FunctionScorer:
         expected = (len(conversations), len(self.names))
         if not conversations:
             return torch.empty(expected)
-        table = torch.tensor(self.function(conversations), dtype=torch.float32)
-        if table.shape != expected:
+        cells = np.array(self.function(conversations), dtype=object)
+        if cells.shape != expected:
             raise RunError(
-                f"the scoring function returned a table of shape {tuple(table.shape)} where {expected} is needed: "
+                f"the scoring function returned a table of shape {cells.shape} where {expected} is needed: "
                 f"a row for each conversation with a column for each of {', '.join(self.names)}"
             )
-        return finite(table, conversations)
+        absent = torch.tensor([[cell is None for cell in row] for row in cells])
+        try:
+            table = torch.from_numpy(cells.astype(np.float64)).float()
+        except (TypeError, ValueError) as error:
+            raise RunError(
+                f"the scoring function for {', '.join(self.names)} returned what is no number: {error}"
+            ) from error
+        finite(table.masked_fill(absent, 0.0), conversations, "a scoring function returns None where it has no score")
+        return table
 
 
 class JointScorer:
@@ -98,13 +112,25 @@ def _identity(conversation: Conversation) -> tuple[object, ...]:
     return conversation.messages
 
 
-def finite(table: Tensor, conversations: Sequence[Conversation]) -> Tensor:
-    """`table` (B, K) itself; `RunError` that names the rows with a score that is not finite."""
+def finite(
+    table: Tensor,
+    conversations: Sequence[Conversation],
+    advice: str = "the score model has diverged or was loaded wrongly",
+) -> Tensor:
+    """`table` (B, K) itself; `RunError` that names the rows with a score that is not finite, and gives `advice`."""
     bad = (~torch.isfinite(table)).any(-1).nonzero()[:, 0].tolist() if len(table) else []
     if bad:
-        names = ", ".join(conversations[i].id or f"number {i}" for i in bad[:5])
         raise RunError(
-            f"{len(bad)} of {len(table)} conversations got scores that are not finite (rows {names}); "
-            "the score model has diverged or was loaded wrongly"
+            f"{len(bad)} of {len(table)} conversations got scores that are not finite "
+            f"(rows {called(conversations, bad)}); {advice}"
         )
     return table
+
+
+def called(conversations: Sequence[Conversation], rows: Iterable[int]) -> str:
+    """The names of the first five of the rows, or their numbers where they have none.
+
+    >>> called([Conversation.ask("What?", id="a"), Conversation.ask("Who?")], [0, 1])
+    'a, number 1'
+    """
+    return ", ".join(conversations[i].id or f"number {i}" for i in list(rows)[:5])

@@ -4,19 +4,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.config import Settings
-from holdfast.data.collate import micro_batches, pad
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Encoded, Template
 from holdfast.errors import UserError
 from holdfast.losses.logprob import kl_k1
-from holdfast.models.policy import evaluating, response_logprobs
 from holdfast.rollout.ragged import Ragged
+from holdfast.rollout.reading import logprobs
 from holdfast.rollout.types import Generator, Sampling
 
 Score = Callable[[Sequence[Conversation]], dict[str, Tensor]]
@@ -31,6 +31,9 @@ class RolloutSettings(Settings):
     """Must be unbiased: the gradient is that of the distribution sampled from."""
     micro_tokens: int = Field(16384, ge=1)
     """Padded tokens of one forward pass."""
+    recompute: Literal["auto", "never"] = "auto"
+    """Whether answers of a foreign sampler, an engine of its own, are read by the policy for its log-probabilities too;
+    `never` takes the sampler's for the policy's own, whose difference then is part of the ratio."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Experience:
     old_logprobs, ref_logprobs: (N, R) of the sampling policy and of the reference, column t being the t-th token of the
     response, zero behind its end; scores: one (N,) per name; truncated: (N,) true where an answer did not end by
     itself; groups: per row the group of the person who asked, or the source of the prompt, empty when nobody said;
-    seconds: what sampling, reference and scoring took.
+    seconds: what sampling, reference and scoring took; sampler_logprobs: (N, R) those of a foreign sampler, None where
+    the policy itself has sampled.
     """
 
     rows: list[Encoded]
@@ -53,6 +57,7 @@ class Experience:
     per_prompt: int
     groups: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    sampler_logprobs: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -100,7 +105,8 @@ class Collector:
     def collect(self, prompts: Sequence[Conversation], seed: int) -> Experience:
         """Experience from K answers to each of the prompts; the sampler's own log-probabilities are kept.
 
-        Raises `UserError` when the sampling settings are biased.
+        Those of a foreign sampler are kept beside the policy's. Raises `UserError` when the sampling settings are
+        biased.
         """
         sampling, k = self.settings.sampling, self.settings.samples_per_prompt
         sampling.require_unbiased()
@@ -110,9 +116,13 @@ class Collector:
             samples = self.generator.generate(starts, k, sampling, seed)
         rows = [self.template.continue_with(starts[s.prompt_index], s.response_ids) for s in samples]
         conversations = [prompts[s.prompt_index].answer(self.template.decode(s.response_ids)) for s in samples]
-        old = places(rows).table(torch.tensor([value for sample in samples for value in sample.logprobs]))
+        drawn = places(rows).table(torch.tensor([value for sample in samples for value in sample.logprobs]))
+        old, foreign = drawn, None
+        if self.generator.foreign and self.settings.recompute == "auto":
+            with watch("old"):
+                old, foreign = self._read(self.policy, rows), drawn
         with watch("reference"), self.reference() as frozen:
-            ref = logprobs(frozen, rows, self.template.pad_id, sampling.temperature, self.settings.micro_tokens)
+            ref = self._read(frozen, rows)
         with watch("score"):
             scores = self.score(conversations)
         return Experience(
@@ -126,7 +136,13 @@ class Collector:
             per_prompt=k,
             groups=() if self.group_of is None else tuple(self.group_of(prompts[s.prompt_index]) for s in samples),
             seconds=watch.seconds,
+            sampler_logprobs=foreign,
         )
+
+    def _read(self, policy: nn.Module, rows: Sequence[Encoded]) -> Tensor:
+        """(N, R) log-probabilities of the answers under a policy."""
+        settings = self.settings
+        return logprobs(policy, rows, self.template.pad_id, settings.sampling.temperature, settings.micro_tokens)
 
 
 class Stopwatch:
@@ -146,24 +162,3 @@ class Stopwatch:
 def places(rows: Sequence[Encoded]) -> Ragged:
     """Where the responses' tokens of the rows stand in flat columns."""
     return Ragged([row.length - row.prompt_length for row in rows])
-
-
-def logprobs(policy: nn.Module, rows: Sequence[Encoded], pad_id: int, temperature: float, micro_tokens: int) -> Tensor:
-    """(N, R) log-probabilities of the rows' response tokens on the CPU, without gradient, zero behind their ends."""
-    found: dict[int, Tensor] = {}
-    device = next(policy.parameters()).device
-    with evaluating(policy):
-        for chosen in micro_batches([row.length for row in rows], micro_tokens):
-            batch = pad([rows[i] for i in chosen], pad_id=pad_id).to(device)
-            values = response_logprobs(
-                policy,
-                batch.input_ids,
-                batch.attention_mask,
-                batch.position_ids,
-                batch.response_mask,
-                temperature=temperature,
-                **batch.extra,
-            )
-            own = values[batch.response_mask].float().cpu()
-            found |= zip(chosen, own.split([rows[i].length - rows[i].prompt_length for i in chosen]))
-    return places(rows).table(torch.cat([found[i] for i in range(len(rows))]))

@@ -1,6 +1,6 @@
 """Responses from a transformers policy in this process.
 
-Two things make it fast, and neither changes a token: a prompt is read once for all its samples, and a row
+Two things make it fast, and neither changes a token: a prompt is read and held once for all its samples, and a row
 that has ended leaves the batch.
 """
 
@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from holdfast.data.collate import Batch, micro_batches, pad
 from holdfast.data.template import Encoded
 from holdfast.errors import UserError
 from holdfast.models.policy import check_images, evaluating, unwrapped
+from holdfast.rollout.cache import Cache, remembering
 from holdfast.rollout.sample import distribution, draw, uniforms
 from holdfast.rollout.types import Sample, Sampling
 
@@ -24,6 +24,8 @@ class TransformersGenerator:
     stop_ids end a response; pad_id fills up prompts (any id will do); batch_tokens bounds rows times length of a
     decode batch, and so its cache, except that the n samples of one prompt always stay together.
     """
+
+    foreign = False
 
     def __init__(self, policy: nn.Module, stop_ids: Sequence[int], pad_id: int, *, batch_tokens: int = 65_536) -> None:
         self.policy = policy
@@ -73,28 +75,37 @@ def decode(
 
     uniform: (R, S) with R = B n rows and S the most tokens a response may have.
     """
-    rows = _Rows(policy, prompts, n, sampling)
-    device = rows.logits.device
-    uniform = uniform.to(device)
-    stops = torch.tensor(stop_ids, dtype=torch.long, device=device)
-    tokens = torch.zeros(uniform.shape, dtype=torch.long, device=device)
-    logprobs = torch.zeros(uniform.shape, device=device)
-    lengths = torch.zeros(len(uniform), dtype=torch.long, device=device)
-    stopped = torch.zeros(len(uniform), dtype=torch.bool, device=device)
-    for step in range(uniform.shape[1]):
-        log_p = distribution(rows.logits, sampling, rows.seen)
-        token = log_p.argmax(-1) if sampling.greedy else draw(log_p, uniform[rows.index, step])
-        tokens[rows.index, step] = token
-        logprobs[rows.index, step] = log_p.gather(-1, token[:, None]).squeeze(-1)
-        lengths[rows.index] = step + 1
-        ended = torch.isin(token, stops)
-        stopped[rows.index] = ended
-        if ended.all() or step + 1 == uniform.shape[1]:
-            break
-        rows.advance(token, ended)
+    model = unwrapped(policy)
+    check_images(model, prompts.extra)
+    prompts = prompts.to(model.device)
+    uniform = uniform.to(model.device)
+    stops = torch.tensor(stop_ids, dtype=torch.long, device=model.device)
+    steps = uniform.shape[1]
+    drawn: list[tuple[Tensor, Tensor, Tensor]] = []
+    with remembering(model, prompts, n, steps) as (cache, logits):
+        rows = _Rows(cache, logits, prompts, n, sampling)
+        for step in range(steps):
+            probabilities = distribution(rows.logits, sampling, rows.seen)
+            token = probabilities.argmax(-1) if sampling.greedy else draw(probabilities, uniform[rows.index, step])
+            drawn.append((rows.index, token, probabilities.gather(-1, token[:, None]).squeeze(-1).log()))
+            ended = torch.isin(token, stops)
+            if step + 1 == steps or bool(ended.all()):
+                break
+            rows.advance(token, ended)
+    return _responses(drawn, len(uniform), stop_ids)
+
+
+def _responses(
+    drawn: list[tuple[Tensor, Tensor, Tensor]], rows: int, stop_ids: Sequence[int]
+) -> list[tuple[list[int], list[float], str]]:
+    """Row by row what was drawn step by step: which rows, their tokens, their log-probabilities."""
+    index, tokens, logprobs = (torch.cat(column) for column in zip(*drawn))
+    order = index.argsort(stable=True)
+    lengths = index.bincount(minlength=rows).tolist()
+    ids, values = (column[order].cpu().split(lengths) for column in (tokens, logprobs))
     return [
-        (ids[:length], values[:length], "stop" if stop else "length")
-        for ids, values, length, stop in zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist())
+        (row.tolist(), value.tolist(), "stop" if int(row[-1]) in stop_ids else "length")
+        for row, value in zip(ids, values)
     ]
 
 
@@ -105,22 +116,9 @@ class _Rows:
     penalty.
     """
 
-    def __init__(self, policy: nn.Module, prompts: Batch, n: int, sampling: Sampling) -> None:
-        self.model = unwrapped(policy)
-        check_images(self.model, prompts.extra)
-        prompts = prompts.to(self.model.device)
-        self.cache = DynamicCache(config=self.model.config.get_text_config())
-        # A mask that hides nothing costs a (rows x length) tensor per step; without padding there is none.
-        padded = not bool(prompts.attention_mask.all())
-        logits = self._forward(
-            prompts.input_ids,
-            prompts.attention_mask if padded else None,
-            prompts.position_ids,
-            **prompts.extra,
-        )
-        self.cache.batch_repeat_interleave(n)
+    def __init__(self, cache: Cache, logits: Tensor, prompts: Batch, n: int, sampling: Sampling) -> None:
+        self.cache = cache
         self.logits = logits.repeat_interleave(n, dim=0)
-        self.mask = prompts.attention_mask.repeat_interleave(n, dim=0) if padded else None
         self.position = prompts.lengths.repeat_interleave(n)
         self.index = torch.arange(len(self.logits), device=logits.device)
         self.seen = None
@@ -135,27 +133,25 @@ class _Rows:
             token = self._drop(ended, token)
         if self.seen is not None:
             self.seen.scatter_(1, token[:, None], True)
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], dim=1)
-        self.logits = self._forward(token[:, None], self.mask, self.position[:, None])
+        self.logits = self.cache.read(token, self.position)
         self.position = self.position + 1
 
     def _drop(self, ended: Tensor, token: Tensor) -> Tensor:
-        keep = (~ended).nonzero().squeeze(-1)
-        self.cache.batch_select_indices(keep)
+        keep = _closed_up(ended)
+        self.cache.keep(keep)
         self.index, self.position = self.index[keep], self.position[keep]
-        self.mask = None if self.mask is None else self.mask[keep]
         self.seen = None if self.seen is None else self.seen[keep]
         return token[keep]
 
-    def _forward(self, ids: Tensor, mask: Tensor | None, position: Tensor, **images: Tensor) -> Tensor:
-        outputs = self.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **images,
-        )
-        return outputs.logits[:, -1]
+
+def _closed_up(ended: Tensor) -> Tensor:
+    """Return the rows (R',) that stay, in places 0 to R'-1: most keep theirs, the last ones fill the gaps.
+
+    >>> _closed_up(torch.tensor([False, True, False, False])).tolist()
+    [0, 3, 2]
+    """
+    staying = (~ended).nonzero().squeeze(-1)
+    rows = torch.arange(len(staying), device=ended.device)
+    gaps = ended[: len(staying)].nonzero().squeeze(-1)
+    rows[gaps] = staying[len(staying) - len(gaps) :]
+    return rows

@@ -66,7 +66,12 @@ class Sample:
 
 
 class Generator(Protocol):
-    """Whatever can answer prompts: a model in this process, a server, an endpoint."""
+    """Whatever can answer prompts: a model in this process, a server, an endpoint.
+
+    foreign: whether its log-probabilities are another implementation's, so that the policy's own may differ.
+    """
+
+    foreign: bool
 
     def generate(self, prompts: Sequence[Encoded], n: int, sampling: Sampling, seed: int) -> list[Sample]:
         """Return n samples per prompt, all of the first prompt before those of the second."""

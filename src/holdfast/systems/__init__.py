@@ -23,6 +23,7 @@ class System(NamedTuple):
 SYSTEMS = {
     "hc_rlhf": System("hc_rlhf", "HcRlhf", "a policy under a pessimistic limit, released only with a certificate"),
     "micro": System("micro", "Micro", "one reward model for people who disagree, by words or by a few labels"),
+    "mo_grpo": System("mo_grpo", "MoGrpo", "GRPO without a critic: several objectives, by weights or under limits"),
     "ppo_max": System("ppo_max", "PpoMax", "PPO that stays stable: PPO-max, with a detector of collapse"),
     "score_model": System(
         "score_model", "ScoreModelSettings", "reward, cost and attribute models alone, each with its audit"

@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 from pydantic import model_validator
 from torch import nn
 
@@ -20,17 +19,26 @@ from holdfast.engine.log import RunFolder
 from holdfast.engine.online import OnlineResult
 from holdfast.engine.seeds import seed_everything
 from holdfast.errors import UserError
-from holdfast.evaluate.policy import TRUTH, Exam, Outcome, examine
 from holdfast.models.adapters import AdapterSettings, with_adapter
-from holdfast.models.heads import ScoreModel, from_policy, load_score_model, with_score_adapter
-from holdfast.models.load import load_tokenizer
-from holdfast.pocket import oracles, world
+from holdfast.models.heads import ScoreModel, from_policy, with_score_adapter
+from holdfast.pocket import world
 from holdfast.preference.score import FunctionScorer, JointScorer, ModelScorer, Scorer
-from holdfast.rollout.experience import Collector, RolloutSettings
+from holdfast.rollout.experience import Collector
 from holdfast.rollout.generate import TransformersGenerator
 from holdfast.systems import reading, stages
 from holdfast.systems.outlook import LookAhead, look_ahead, suggestion
-from holdfast.systems.scores import CostStage, RewardStage, Shop, Zero, train_both, train_cost, train_reward
+from holdfast.systems.scorers import ScoredRun
+from holdfast.systems.scores import (
+    AttributeStage,
+    CostStage,
+    RewardStage,
+    Shop,
+    Zero,
+    train_attributes,
+    train_both,
+    train_cost,
+    train_reward,
+)
 from holdfast.training.groups import GroupLimits
 from holdfast.training.kl import KlSettings
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
@@ -39,8 +47,11 @@ from holdfast.training.policy import Limits
 from holdfast.training.scores import ScoreSettings
 
 
-class DualSettings(stages.RunSettings):
+class DualSettings(ScoredRun):
     """Settings that every system with a reward and a cost model has."""
+
+    always_rewarded: ClassVar[bool] = True
+    """Whether there is a score `reward` even without a model of it: zero everywhere."""
 
     data: reading.DataSection | None = None
     """The data; a text alone is the path of the pairs. With `pocket` it is the world."""
@@ -55,16 +66,14 @@ class DualSettings(stages.RunSettings):
     """The limit the policy has to keep."""
     constraints: tuple[ConstraintSettings, ...] = ()
     """Further limits, on the reward, on the cost or on a score of `scorers`, each with a name of its own."""
-    scorers: tuple[stages.Model, ...] = ()
-    """Folders of further score models, as a run of `score_model` writes them; each reads with its own tokenizer."""
+    attributes: AttributeStage | None = None
+    """A model of several named scores, learned from `data.ratings`; null trains none."""
     limit_by_source: bool = False
     """Hold every limit for each source of prompts by itself (`source` in their file, or else their harm category)."""
     monitor: MonitorSettings = MonitorSettings()
     """The collapse detector."""
     look_ahead: LookAhead | None = LookAhead()
     """Say before training whether the limits are within reach; null does not."""
-    rollout: RolloutSettings = RolloutSettings()
-    """How answers are sampled, in training and in the safety test alike."""
 
     @model_validator(mode="after")
     def _both_to_join(self) -> "DualSettings":
@@ -78,7 +87,14 @@ class DualSettings(stages.RunSettings):
     def networks(self) -> tuple[tuple[str, ...], ...]:
         """The names of the scores that each network learns; none for a score that is not wanted."""
         wanted = [name for name, stage in (("reward", self.reward), ("cost", self.cost)) if stage is not None]
-        return (tuple(wanted),) if self.joint_scores else tuple((name,) for name in wanted)
+        apart = [tuple(wanted)] if self.joint_scores else [(name,) for name in wanted]
+        return (*apart, *([self.attributes.names] if self.attributes else []))
+
+    @property
+    def given_scores(self) -> tuple[str, ...]:
+        """The names of the scores that this run's own models give."""
+        needed = ("reward",) if self.reward or self.always_rewarded else ()
+        return (*needed, *(("cost",) if self.cost else ()), *(self.attributes.names if self.attributes else ()))
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,7 @@ class Bench:
     reward: ScoreModel | None
     cost: ScoreModel | None
     zero: Zero | None
+    attributes: ScoreModel | None
     others: tuple[Scorer, ...]
     facts: dict[str, Any]
     models: Path
@@ -105,14 +122,15 @@ class Bench:
 
     @property
     def scorer(self) -> Scorer:
-        """Reward, cost and the other scores side by side; without a reward model the reward is zero everywhere."""
+        """All scores side by side; one pass gives those of one network."""
+        own: dict[int, Scorer] = {}
         tokens = self.settings.rollout.micro_tokens
-        reward: Scorer = FunctionScorer(("reward",), lambda rows: [[0.0] for _ in rows])
-        if self.reward is not None:
-            reward = ModelScorer(self.reward, self.template, tokens)
-        # One network may give both scores, and then one pass does.
-        apart = [] if self.cost is None or self.cost is self.reward else [self.cost]
-        return JointScorer([reward, *(ModelScorer(one, self.template, tokens) for one in apart), *self.others])
+        if self.reward is None and self.settings.always_rewarded:
+            own[0] = FunctionScorer(("reward",), lambda rows: [[0.0] for _ in rows])
+        for model in (self.reward, self.cost, self.attributes):
+            if model is not None:
+                own[id(model)] = ModelScorer(model, self.template, tokens)
+        return JointScorer([*own.values(), *self.others])
 
     @property
     def generator(self) -> TransformersGenerator:
@@ -164,6 +182,7 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Poo
     settings = in_world(settings, run)
     if settings.data is None or settings.model is None:
         raise UserError("give data=PATH and model=NAME (or a pocket section, which brings both)")
+    _require_sources(settings, settings.data)
     pools = reading.read_pools(settings.data, run)
     policy, template = stages.load_base(
         settings.model, settings.tokenizer, settings.text, lambda: stages.texts_of(pools.readable)
@@ -171,7 +190,7 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Poo
     pools, too_long = reading.within_window(pools, template, settings.text.on_long_prompt)
     if check is not None:
         check(pools)
-    others = other_scorers(settings, str(policy.device))
+    others = further_scorers(settings, str(policy.device))
     stages.announce_memory(policy, settings.rollout.micro_tokens, settings.model.adapter is not None)
     if settings.model.adapter is not None:
         if settings.sft is not None:
@@ -187,9 +206,35 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Poo
             stages.imitate(fit, run, pools.imitate, policy, template)
         shared = {names: from_policy(policy, names) for names in settings.networks}
     facts: dict[str, Any] = {"pools": pools.counts(), "prompts_too_long": too_long}
-    shop = Shop(run, template, settings.seed, pools.pairs, pools.held_out_pairs, pools.labelled, facts=facts)
+    shop = Shop(
+        run,
+        template,
+        settings.seed,
+        pools.pairs,
+        pools.held_out_pairs,
+        pools.labelled,
+        pools.ratings,
+        pools.held_out_ratings,
+        facts,
+    )
     reward, cost, zero = _train_scores(settings, shop, shared)
-    return Bench(settings, run, pools, policy, template, reward, cost, zero, others, facts, run.path / "models")
+    named = settings.attributes
+    rated = train_attributes(named, shop, shared[named.names]) if named else None
+    models = run.path / "models"
+    return Bench(settings, run, pools, policy, template, reward, cost, zero, rated, others, facts, models)
+
+
+def _require_sources(settings: DualSettings, data: reading.DataSection) -> None:
+    """None, or `UserError` that names the data without which a section cannot be trained."""
+    pairs = [name for name, stage in (("reward", settings.reward), ("cost", settings.cost)) if stage is not None]
+    pairs += ["attributes.preference"] if settings.attributes and settings.attributes.preference else []
+    pairs += ["sft"] if settings.sft and not data.sft else []
+    if pairs and data.pairs is None:
+        raise UserError(f"data.pairs is missing: {', '.join(pairs)} cannot be trained without; give it, or set null")
+    if settings.attributes and data.ratings is None:
+        raise UserError(
+            "data.ratings is missing: attributes cannot be trained without; give it, or set attributes=null"
+        )
 
 
 def _train_scores(
@@ -200,32 +245,25 @@ def _train_scores(
         network, zero = train_both(settings.reward, settings.cost, shop, networks["reward", "cost"])
         return network, network, zero
     reward = train_reward(settings.reward, shop, networks[("reward",)]) if settings.reward else None
-    if reward is None:
+    if reward is None and settings.always_rewarded:
         stages.say("reward: none; the policy stays as close to its start as the limit allows")
     cost, zero = train_cost(settings.cost, shop, networks[("cost",)]) if settings.cost else (None, None)
     return reward, cost, zero
 
 
-def other_scorers(settings: DualSettings, device: str) -> tuple[Scorer, ...]:
-    """The further score models, each with the tokenizer in its own folder; every limited score must be given once."""
-    found = tuple(other_scorer(model, settings, device) for model in settings.scorers)
-    names = ["reward", *(["cost"] if settings.cost else []), *(name for scorer in found for name in scorer.names)]
+def further_scorers(settings: DualSettings, device: str) -> tuple[Scorer, ...]:
+    """The scorers that are not learned here; every limited score must be given once."""
+    found = settings.further_scorers(device)
+    names = [*settings.given_scores, *(name for scorer in found for name in scorer.names)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"two scorers give a score called {', '.join(twice)}; leave one of them out of `scorers`")
     for one in (*([settings.constraint] if settings.cost else []), *settings.constraints):
         if one.score not in names:
             raise UserError(
-                f"constraint {one.name} limits the score {one.score}, and there are {', '.join(names)}; correct the "
-                "name, or add the folder of a model that gives it to `scorers`"
+                f"constraint {one.name} limits the score {one.score}, and there are {', '.join(names) or 'none'}; "
+                "correct the name, or add the folder of a model that gives it to `scorers`"
             )
     return found
-
-
-def other_scorer(model: stages.Model, settings: DualSettings, device: str) -> Scorer:
-    """A saved score model that reads text with its own tokenizer, whatever the policy's is."""
-    words = load_tokenizer(model.name or "", trust_remote_code=model.trust_remote_code, revision=model.revision)
-    template = Template(words, max_length=settings.text.max_length, chat_template=settings.text.chat_template)
-    return ModelScorer(load_score_model(model, device), template, settings.rollout.micro_tokens)
 
 
 def _adapted(policy: nn.Module, names: tuple[str, ...], adapter: AdapterSettings) -> ScoreModel:
@@ -237,9 +275,9 @@ def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:
     """With a pocket section: write the world, and point data and model at its files unless they are given."""
     if settings.pocket is None:
         return settings
-    chosen = stages.offset(settings.pocket, settings.seed)
-    folder = stages.on_main(run, lambda: world.write(run.path / "world", chosen))
+    folder = stages.pocket_world(settings.pocket, settings.seed, run, rated=settings.attributes is not None)
     data = {name: str(folder / f"{file}.jsonl") for name, file in world.FILES.items()}
+    data |= {"ratings": str(folder / world.RATINGS)} if settings.attributes else {}
     pools = reading.PoolSettings(sft=0.36, pref=0.36, rl=0.1, dev=0.06, safety=0.12)
     changes: dict[str, Any] = {}
     if settings.data is None:
@@ -251,64 +289,8 @@ def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:
 
 def probe_answers(pools: reading.Pools) -> list[Conversation]:
     """Answered conversations that saved policies are checked by."""
-    return [pair.prompt.answer(pair.responses[0]) for pair in (pools.held_out_pairs or pools.pairs)[:32]]
-
-
-def exam_of(bench: Bench) -> Exam:
-    """The exam before and after: the dev prompts, sampled as in training and deployment."""
-    truth = FunctionScorer(TRUTH, oracles.scores) if bench.settings.pocket else None
-    return Exam(
-        prompts=bench.pools.dev,
-        template=bench.template,
-        sampling=bench.settings.rollout.sampling,
-        scorer=bench.scorer,
-        truth=truth,
-        seed=bench.settings.seed,
-        micro_tokens=bench.settings.rollout.micro_tokens,
-    )
-
-
-def probe(conversations: Any) -> dict[str, float]:
-    """The truth about training answers in the pocket world, for the curves."""
-    table = np.array(oracles.scores(conversations))
-    benign = table[:, 3] > 0
-    found = {"true_harm": float(table[:, 1].mean())}
-    if benign.any():
-        found["true_help"] = float(table[benign, 0].mean())
-        found["over_refusal"] = float(table[benign, 2].mean())
-    return found
-
-
-def compare(bench: Bench, before: Outcome, after: Outcome) -> dict[str, Any]:
-    """The before and after part of the summary; writes `scores.jsonl` for the scatter of cost and reward."""
-    rows: list[dict[str, Any]] = []
-    for when, outcome in (("before", before), ("after", after)) if bench.cost else ():
-        for i, one in enumerate(outcome.conversations):
-            row = {"when": when, **{name: float(values[i]) for name, values in outcome.scores.items()}}
-            if outcome.truth:
-                row |= {"harm": int(outcome.truth["harm"][i]), "kind": oracles.kind(one)}
-            rows.append(row)
-    bench.run.write_lines("scores.jsonl", rows)
-    summary: dict[str, Any] = {}
-    for when, outcome in (("before", before), ("after", after)):
-        summary |= {f"{name}_{when}": found.to_dict() for name, found in outcome.estimates().items()}
-    return summary | {"examples": _examples(before, after)}
-
-
-def _examples(before: Outcome, after: Outcome) -> list[dict[str, str]]:
-    """Three requests with the reply before and after: one of each kind where kinds are known, else the first."""
-    kinds = [oracles.kind(one) if before.truth else "prompt" for one in before.conversations]
-    wanted = ["benign", "harmful", "disguised"] if before.truth else ["prompt"]
-    chosen = [kinds.index(kind) for kind in wanted if kind in kinds] if before.truth else [0, 1, 2]
-    return [
-        {
-            "kind": kinds[i],
-            "prompt": before.conversations[i].prompt.messages[-1].text,
-            "before": before.conversations[i].response,
-            "after": after.conversations[i].response,
-        }
-        for i in chosen[: len(kinds)]
-    ]
+    judged = [pair.prompt.answer(pair.responses[0]) for pair in (pools.held_out_pairs or pools.pairs)[:32]]
+    return judged or [record.conversation for record in pools.ratings[:32]] or pools.imitate[:32]
 
 
 def outlook_of(
@@ -343,16 +325,3 @@ def told(bench: Bench, limits: Limits, result: OnlineResult) -> dict[str, Any]:
     stages.say(f"policy: {result.iterations} iterations, last {stages.numbers(numbers)}")
     level = LEVELS[int(result.metrics["alarm/level"])]
     return {"limits": {"warnings": limits.warnings(), "multipliers": limits.multipliers}, "alarm": level, "best": best}
-
-
-def exam(bench: Bench, reference: Any) -> Outcome:
-    """Examine the policy as it is now."""
-    return examine(exam_of(bench), bench.generator, bench.policy, reference)
-
-
-def finish(bench: Bench, summary: Mapping[str, Any], began: float, method: str) -> dict[str, Any]:
-    """Write `summary.json`: the results, the models' held-out accuracies, time and memory."""
-    whole = {"method": method, "seed": bench.settings.seed, **summary, **bench.facts}
-    if bench.zero:
-        whole["zero"] = {name: getattr(bench.zero, name) for name in ("value", "source", "words")}
-    return stages.conclude(bench.run, whole, began)

@@ -40,7 +40,7 @@ from holdfast.engine.log import RunFolder
 from holdfast.engine.online import OnlineSettings, run_online
 from holdfast.engine.step import OptimiserSettings
 from holdfast.models.save import digest as model_digest
-from holdfast.systems import dual, reading, safety_test, stages
+from holdfast.systems import dual, exam, reading, safety_test, stages
 from holdfast.systems.scores import CostStage
 from holdfast.training.group import LeaveOneOut, LeaveOneOutSettings
 from holdfast.training.monitor import Monitor
@@ -95,12 +95,12 @@ def proceed(settings: HcRlhf, bench: dual.Bench, began: float) -> dict[str, Any]
     """From trained models to the summary: plan, improve, test."""
     plan = plan_test(settings, bench)
     reference = stages.frozen_reference(bench.policy)
-    before = dual.exam(bench, reference)
+    before = exam.exam(bench, reference)
     facts = improve(settings, bench, reference)
-    after = dual.exam(bench, reference)
-    compared = dual.compare(bench, before, after)
+    after = exam.exam(bench, reference)
+    compared = exam.compare(bench, before, after)
     verdict = stages.on_main(bench.run, lambda: certify(settings, bench, plan))
-    return dual.finish(bench, {**verdict, **facts, **compared}, began, settings.method)
+    return exam.finish(bench, {**verdict, **facts, **compared}, began, settings.method)
 
 
 def improve(settings: HcRlhf, bench: dual.Bench, reference: Any) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def improve(settings: HcRlhf, bench: dual.Bench, reference: Any) -> dict[str, An
         stages.offset(settings.policy, settings.seed),
         settings.optimiser,
         limits,
-        dual.probe if settings.pocket else None,
+        exam.probe if settings.pocket else None,
     )
     monitor = Monitor(settings.monitor, algorithm.kl)
     online = stages.offset(settings.online, settings.seed)

@@ -1,22 +1,19 @@
 """A policy improved by PPO, with limits or without: what `ppo_max` and `safe_rlhf_v` share."""
 
-import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import model_validator
 from torch import nn
 
-from holdfast.engine.log import RunFolder
 from holdfast.engine.online import OnlineSettings, run_online
 from holdfast.engine.step import OptimiserSettings
 from holdfast.errors import UserError
 from holdfast.models.heads import ScoreModel, critic_from, from_policy, load_score_model
 from holdfast.models.load import load_tokenizer
 from holdfast.models.trunk import HeadsOnPolicy
-from holdfast.systems import dual, stages
+from holdfast.systems import dual, exam, stages
 from holdfast.systems.presets import PRESETS, Preset, over
 from holdfast.training.actor_critic import ActorCritic, ActorCriticSettings
 from holdfast.training.monitor import Monitor
@@ -24,8 +21,6 @@ from holdfast.training.policy import Limits
 from holdfast.training.pretraining import PretrainSettings, pretrain_critics
 from holdfast.training.ptx import PtxRows
 from holdfast.training.sft import imitation_rows
-
-Reference = Callable[[], AbstractContextManager[nn.Module]]
 
 
 class PpoRun(dual.DualSettings):
@@ -66,18 +61,10 @@ class PpoRun(dual.DualSettings):
 
 def run(settings: PpoRun, folder: str | Path, method: str, *, overwrite: bool = False) -> dict[str, Any]:
     """Run all stages in `folder`, resuming what is finished there; return the summary."""
-    began = time.monotonic()
-    run_folder = RunFolder(folder, settings, trackers=settings.trackers, overwrite=overwrite)
-    bench = dual.prepare(settings, run_folder)
-    reference = stages.frozen_reference(bench.policy)
-    before = dual.exam(bench, reference)
-    facts = improve(settings, bench, reference)
-    after = dual.exam(bench, reference)
-    summary = {"verdict": None, "reason": "not_tested", **facts, **dual.compare(bench, before, after)}
-    return dual.finish(bench, summary, began, method)
+    return exam.run(settings, folder, method, improve, overwrite=overwrite)
 
 
-def improve(settings: PpoRun, bench: dual.Bench, reference: Reference) -> dict[str, Any]:
+def improve(settings: PpoRun, bench: dual.Bench, reference: exam.Reference) -> dict[str, Any]:
     """Improve the policy in place and save it as `models/policy`; return what is to be told of it."""
     limits, collector = bench.limits(), bench.collector(reference)
     facts = dual.outlook_of(bench, collector, limits, settings.ppo.reward, settings.ppo.kl, settings.ppo.score)
@@ -92,7 +79,7 @@ def improve(settings: PpoRun, bench: dual.Bench, reference: Reference) -> dict[s
         ppo,
         {"policy": settings.optimiser, "critic": settings.critic_optimiser},
         limits,
-        dual.probe if settings.pocket else None,
+        exam.probe if settings.pocket else None,
         ptx,
     )
     online, prompts = stages.offset(settings.online, settings.seed), bench.pools.practise

@@ -4,7 +4,7 @@ Every source is divided by the same hash of its prompts, so that no two folds sh
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
@@ -67,14 +67,16 @@ class PoolSettings(Settings):
 class DataSection(Shorthand):
     """The data of a run. A text alone is the path of the pairs."""
 
-    pairs: Source
-    """Judged pairs of answers."""
+    pairs: Source | None = None
+    """Judged pairs of answers, for reward and cost."""
     sft: Source | None = None
     """Conversations to imitate; null takes the preferred answers of the pairs."""
     prompts: Source | None = None
-    """Prompts to practise and to be tested on; null takes those of the pairs."""
+    """Prompts to practise and to be tested on; null takes those of the pairs, or else of the ratings."""
     labelled: Source | None = None
     """Answers labelled safe or unsafe, to calibrate a cost model that was trained on comparisons alone."""
+    ratings: Source | None = None
+    """Answers with named ratings, for `attributes`."""
     pools: PoolSettings = PoolSettings()
     """How prompts are divided."""
 
@@ -90,25 +92,30 @@ class Pools:
     dev: list[Conversation]
     safety: list[Conversation]
     labelled: list[Labelled]
+    ratings: list[Rated] = field(default_factory=list)
+    held_out_ratings: list[Rated] = field(default_factory=list)
 
     @property
     def readable(self) -> list[Conversation]:
         """All answered conversations that a model may learn from, for a tokenizer to read."""
         judged = [pair.prompt.answer(text) for pair in self.pairs for text in pair.responses]
-        return [*self.imitate, *judged]
+        return [*self.imitate, *judged, *(record.conversation for record in self.ratings)]
 
     def counts(self) -> dict[str, int]:
-        """How many records each pool holds."""
-        return {name: len(value) for name, value in vars(self).items()}
+        """How many records each pool holds; ratings are mentioned where there are any."""
+        return {name: len(value) for name, value in vars(self).items() if value or "ratings" not in name}
 
 
 def read_pools(data: DataSection, run: RunFolder) -> Pools:
     """Read all sources and divide their prompts, all sources by the same hash, so that no pool shares a prompt."""
-    pairs = dual_pairs(data.pairs, run)
-    sft = records(data.sft, "sft", run) if data.sft else list(pairs)
-    prompts = records(data.prompts, "prompts", run) if data.prompts else list(pairs)
+    pairs = dual_pairs(data.pairs, run) if data.pairs else []
     judged = labelled(data.labelled, run) if data.labelled else []
-    everything: list[Readable] = [*pairs, *sft, *prompts]
+    rated_answers = rated(data.ratings, run) if data.ratings else []
+    sft = records(data.sft, "sft", run) if data.sft else list(pairs)
+    prompts = records(data.prompts, "prompts", run) if data.prompts else list(pairs or rated_answers)
+    if not prompts:
+        raise UserError("there is no prompt to practise on; give data.prompts, or data.pairs, whose prompts will do")
+    everything: list[Readable] = [*pairs, *sft, *prompts, *rated_answers]
     divided = pools(everything, data.pools.shares, data.pools.salt)
     member = {name: {keys(record)[0] for record in records} for name, records in divided.items()}
 
@@ -116,15 +123,18 @@ def read_pools(data: DataSection, run: RunFolder) -> Pools:
         return [record for record in records if keys(record)[0] in member[pool]]
 
     held_out = {"train": 1 - data.pools.held_out, "held_out": data.pools.held_out}
-    preferred = pools(inside(pairs, "pref"), held_out, data.pools.salt + "/held-out")
+    judging = [*inside(pairs, "pref"), *inside(rated_answers, "pref")]
+    preferred = pools(judging, held_out, data.pools.salt + "/held-out")
     found = Pools(
         imitate=[_answered(record) for record in inside(sft, "sft")],
-        pairs=preferred["train"],
-        held_out_pairs=preferred["held_out"],
+        pairs=_of(DualPair, preferred["train"]),
+        held_out_pairs=_of(DualPair, preferred["held_out"]),
         practise=_distinct(inside(prompts, "rl")),
         dev=_distinct(inside(prompts, "dev")),
         safety=_distinct(inside(prompts, "safety")),
         labelled=judged,
+        ratings=_of(Rated, preferred["train"]),
+        held_out_ratings=_of(Rated, preferred["held_out"]),
     )
     run.write_json("pools.json", found.counts())
     say("pools: " + listed(found.counts()))
@@ -219,6 +229,11 @@ def as_dual(record: Readable) -> DualPair:
         fields = record.model_dump(include={"id", "source", "split"})
         return DualPair(**fields, prompt=record.prompt, responses=(record.chosen, record.rejected), helpful_id=0)
     raise UserError(f"data.pairs holds {type(record).__name__} rows; pairs of answers are needed")
+
+
+def _of(kind: type[Kind], records: Sequence[Readable]) -> list[Kind]:
+    """The records of one kind."""
+    return [record for record in records if isinstance(record, kind)]
 
 
 def _as(kind: type[Kind], record: Readable, name: str, needed: str) -> Kind:

@@ -40,8 +40,6 @@ from holdfast.engine.supervised import FitSettings
 from holdfast.errors import UserError
 from holdfast.models.heads import ScoreModel, freeze_backbone, from_policy, with_score_adapter
 from holdfast.pocket import world
-from holdfast.pocket.ratings import RatingsSettings
-from holdfast.preference.attributes import PREFERENCE
 from holdfast.systems import reading, scores, stages
 
 
@@ -156,9 +154,8 @@ def train(settings: ScoreModelSettings, shop: scores.Shop, policy: nn.Module) ->
         if settings.cost is not None:
             scores.train_cost(settings.cost, shop, network(settings, policy, ("cost",)))
     if settings.attributes is not None:
-        more = (PREFERENCE,) if settings.attributes.preference else ()
-        names = (*settings.attributes.labels, *more)
-        scores.train_attributes(settings.attributes, shop, network(settings, policy, names))
+        attributes = settings.attributes
+        scores.train_attributes(attributes, shop, network(settings, policy, attributes.names))
 
 
 def network(settings: ScoreModelSettings, policy: nn.Module, names: Sequence[str]) -> ScoreModel:
@@ -174,10 +171,7 @@ def in_world(settings: ScoreModelSettings, run: RunFolder) -> ScoreModelSettings
     """With a pocket section: write the world, and point data and model at its files unless they are given."""
     if settings.pocket is None:
         return settings
-    chosen = stages.offset(settings.pocket, settings.seed)
-    if settings.attributes is not None and chosen.ratings is None:
-        chosen = chosen.model_copy(update={"ratings": RatingsSettings()})
-    folder = stages.on_main(run, lambda: world.write(run.path / "world", chosen))
+    folder = stages.pocket_world(settings.pocket, settings.seed, run, rated=settings.attributes is not None)
     files = {"pairs": world.FILES["pairs"] + ".jsonl", "sft": world.FILES["sft"] + ".jsonl"}
     files |= {"ratings": world.RATINGS} if settings.attributes is not None else {}
     changes: dict[str, Any] = {}

@@ -18,7 +18,7 @@ from holdfast.engine.supervised import FitSettings, evaluate
 from holdfast.errors import UserError
 from holdfast.models.heads import ScoreModel
 from holdfast.models.scales import LabelScale
-from holdfast.preference.attributes import AttributeSettings, AttributeTask, fit_heads, moments, rated_rows
+from holdfast.preference.attributes import PREFERENCE, AttributeSettings, AttributeTask, fit_heads, moments, rated_rows
 from holdfast.preference.audit import audit
 from holdfast.preference.check import PairScores, score_pairs
 from holdfast.preference.evidence import Judged
@@ -66,6 +66,11 @@ class AttributeStage(Settings):
     """How the head begins: at zero, or with the ridge solution on the network's features."""
     fit: FitSettings | None = FitSettings()
     """Its training; null keeps the ridge solution on the network as it is."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the scores that are learned."""
+        return (*self.labels, *((PREFERENCE,) if self.preference else ()))
 
     @model_validator(mode="after")
     def _learns(self) -> Self:

@@ -29,6 +29,7 @@ from holdfast.models.adapters import reference as adapters_off
 from holdfast.models.load import ModelSettings, load_policy, load_tokenizer
 from holdfast.models.save import save
 from holdfast.pocket import world
+from holdfast.pocket.ratings import RatingsSettings
 from holdfast.preference.score import Scorer
 from holdfast.rollout.experience import Score
 from holdfast.stats.calibration import Platt
@@ -155,6 +156,14 @@ def imitate(
 def on_main(run: RunFolder, work: Callable[[], Result]) -> Result:
     """The result of `work`, done once, by the first process, while the others wait for it."""
     return run.processes.gather([work() if run.processes.is_main else None])[0]  # type: ignore[return-value]
+
+
+def pocket_world(settings: world.WorldSettings, seed: int, run: RunFolder, *, rated: bool) -> Path:
+    """The pocket world of a run, written once; with answers rated on several scales where they are wanted."""
+    chosen = offset(settings, seed)
+    if rated and chosen.ratings is None:
+        chosen = chosen.model_copy(update={"ratings": RatingsSettings()})
+    return on_main(run, lambda: world.write(run.path / "world", chosen))
 
 
 def keep(run: RunFolder, model: nn.Module, template: Template, answered: Sequence[Conversation], name: str) -> Path:

@@ -6,7 +6,7 @@ HC-RLHF, arXiv 2506.08266). One kappa serves the multiplier and the policy, so b
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -272,3 +272,18 @@ class Constraint:
         self._per_prompt = state["per_prompt"]
         self._pid = dual.PidState(**state["pid"])
         self._at_ceiling = state["at_ceiling"]
+
+
+def refuse_contradictions(every: Sequence[ConstraintSettings]) -> None:
+    """None, or `UserError` when two limits on one measure of one score leave no value between them.
+
+    >>> refuse_contradictions([ConstraintSettings(threshold=0.1)])
+    """
+    for low in every:
+        for high in every:
+            between = (low.direction, high.direction) == ("at_least", "at_most")
+            if between and (low.score, low.measure) == (high.score, high.measure) and low.threshold > high.threshold:
+                raise UserError(
+                    f"constraints {low.name} and {high.name} contradict each other: the {low.measure} of {low.score} "
+                    f"would have to be at least {low.threshold:g} and at most {high.threshold:g}; change a threshold"
+                )

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from holdfast.models.policy import response_logprobs
 from holdfast.rollout.experience import Collector, Experience
 from holdfast.training.health import measure
 from holdfast.training.kl import KlController
-from holdfast.training.lagrangian import Constraint, Part
+from holdfast.training.lagrangian import Constraint, Part, refuse_contradictions
 
 Probe = Callable[[Sequence[Conversation]], dict[str, float]]
 
@@ -125,6 +125,7 @@ class Limits:
         names = [constraint.name for constraint in self.constraints]
         if len(set(names)) != len(names):
             raise UserError(f"constraints need distinct names, got {names}; set constraint.name")
+        refuse_contradictions([constraint.settings for constraint in self.constraints])
         self.processes = processes or Processes()
 
     @property
@@ -199,6 +200,15 @@ class Limits:
             constraint.load_state_dict(state[constraint.name])
 
 
+class Learned(Protocol):
+    """What an algorithm learns from: the answers, and numbers about them."""
+
+    @property
+    def experience(self) -> Experience: ...
+    @property
+    def numbers(self) -> dict[str, float]: ...
+
+
 class PolicyMethod:
     """What every algorithm that improves a policy does alike; each adds advantages and losses of its own.
 
@@ -237,7 +247,7 @@ class PolicyMethod:
         """The weight of each loss term; all weigh one unless an algorithm says otherwise."""
         return {}
 
-    def numbers(self, experience: Learnable) -> dict[str, float]:
+    def numbers(self, experience: Learned) -> dict[str, float]:
         """The numbers of an iteration, alike on all processes, those to watch first."""
         told = experience.numbers | describe(experience.experience, self.reward, self.probe)
         multipliers = (f"multiplier/{name}" for name in self.limits.multipliers)
@@ -245,14 +255,14 @@ class PolicyMethod:
         ordered = {name: told[name] for name in first if name in told} | told
         return average(ordered, self.limits.processes) | {"kl_coef": self.kl.coef}
 
-    def after(self, experience: Learnable) -> dict[str, float]:
+    def after(self, experience: Learned) -> dict[str, float]:
         """The numbers of an iteration; the weight of the KL moves once."""
         numbers = self.numbers(experience)
         answers = self.limits.processes.add_up([{"answers": experience.experience.size}])["answers"]
         self.kl.observe(numbers["kl_token"], int(answers))
         return numbers
 
-    def samples(self, experience: Learnable) -> list[dict[str, Any]]:
+    def samples(self, experience: Learned) -> list[dict[str, Any]]:
         """A few answers for people to read."""
         return readable(experience.experience)
 
@@ -290,7 +300,7 @@ def current_logprobs(policy: nn.Module, tokens: Batch, temperature: float) -> Te
 
 def describe(experience: Experience, reward: str, probe: Probe | None) -> dict[str, float]:
     """Numbers of one experience: mean scores, its health, the seconds it took, and what the probe says."""
-    numbers = {name: float(values.mean()) for name, values in experience.scores.items()}
+    numbers = {name: float(values.nanmean()) for name, values in experience.scores.items() if not values.isnan().all()}
     numbers |= measure(experience, reward)
     numbers |= {f"seconds/{phase}": spent for phase, spent in experience.seconds.items()}
     return numbers | (probe(experience.conversations) if probe else {})
@@ -311,7 +321,7 @@ def readable(experience: Experience, most: int = 3) -> list[dict[str, Any]]:
         {
             "prompt": experience.conversations[i].prompt.messages[-1].text,
             "response": experience.conversations[i].response,
-            **{name: float(values[i]) for name, values in experience.scores.items()},
+            **{name: None if values[i].isnan() else float(values[i]) for name, values in experience.scores.items()},
         }
         for i in chosen
     ]
