@@ -89,7 +89,8 @@ def contest(book: Book, name: str, case: Case, repeats: int, rows: int) -> dict[
         say(name, f"the sides agree: {entry['largest_difference']}")
         book.save()
     if "trl_rows" not in entry:
-        tried = {one: timed(spawn("trl", replace(case, rows=one))) for one in choices(case)} if rows < 0 else {}
+        tries = choices(case) if rows < 0 else []
+        tried = {one: timed(spawn("trl", replace(case, rows=one, steps=1))) for one in tries}
         entry["trl_rows"] = {"used": min(tried, key=lambda one: tried[one], default=rows), "seconds_tried": tried}
         say(name, f"answers in a pass of TRL: {entry['trl_rows']}")
         book.save()

@@ -262,6 +262,11 @@ def test_our_side_measures_what_the_comparison_needs(monkeypatch):
         assert 0 < step["generate"] + step["reference"] + step["score"] < step["step"]
 
 
+def test_our_loss_is_that_of_the_policy_with_its_weighted_kl():
+    row = {"policy/policy": 0.5, "policy/kl": 0.1, "policy/grad_norm": 2.0, "reward": 1.0, "length": 3.0}
+    assert grpo_sides._plain(row)["loss"] == pytest.approx(0.504, abs=1e-12)
+
+
 @pytest.mark.slow
 def test_both_sides_learn_the_same_from_the_same_answers():
     pytest.importorskip("trl", reason="TRL is not installed")

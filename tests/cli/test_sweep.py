@@ -13,7 +13,7 @@ SMALL = (
     "pocket.prompts=200",
     "pocket.hidden=16",
     "pocket.layers=1",
-    "sft.epochs=1",
+    "sft=null",
     "reward.fit.epochs=1",
     "rollout.sampling.max_new_tokens=4",
     "look_ahead=null",
@@ -107,7 +107,8 @@ def test_pareto_judges_again_by_other_numbers(holdfast, monkeypatch, tmp_path):
         (("--over", "ppo.kl.coef=1,2", "--seeds", "1,1"), "give different whole numbers"),
     ],
 )
-def test_sweeps_that_cannot_be(holdfast, tmp_path, words, said):
+def test_sweeps_that_cannot_be(holdfast, monkeypatch, tmp_path, words, said):
+    monkeypatch.setattr(sweep, "launch", pretend)
     done = holdfast("sweep", RECIPE, *words, "--out", tmp_path / "sweep")
     assert done.code == 2
     assert said in done.err

@@ -3,7 +3,7 @@
 import torch
 
 from holdfast.data.collate import pad
-from holdfast.data.grouped import by_prompt, group
+from holdfast.data.grouped import by_prompt, cut, group, portions
 from holdfast.data.images import ImageSettings, Pixels
 from holdfast.data.schema import Image
 from holdfast.data.template import Encoded
@@ -56,12 +56,7 @@ def test_each_prompt_stands_once_and_answers_keep_their_order():
 
 def test_the_mask_holds_responses_and_the_score_stands_at_the_end_of_the_answer():
     grouped = group(ROWS, PAD)
-    assert grouped.mask.tolist() == [
-        [True, False, False],
-        [True, True, False],
-        [True, True, False],
-        [True, True, False],
-    ]
+    assert grouped.mask.long().tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 0], [1, 1, 0]]
     assert grouped.answers.score_index.tolist() == [0, 1, 2, 1]
 
 
@@ -93,3 +88,32 @@ def test_everything_moves():
     moved = group(ROWS, PAD).to("meta")
     devices = {value.device.type for value in (moved.of, moved.mask, moved.prompts.input_ids, moved.answers.lengths)}
     assert devices == {"meta"}
+
+
+def shares(saving, longest):
+    return saving >= 1.3
+
+
+def test_portions_hold_whole_prompts_within_the_budget_as_they_are_read():
+    long = row(range(10), [1, 2]), row(range(10), [3, 4])
+    short = row([7], [1]), row([7], [2])
+    # 10 + 4 tokens and 1 + 2; plain rows would be 24 and 4, together 48.
+    assert cut([long, short, long], 31, shares) == [[1, 0, 2]]
+    assert cut([long, short, long], 30, shares) == [[1, 0], [2]]
+    assert cut([long, short, long], 16, shares) == [[1], [0], [2]]
+    assert cut([long, short, long], 28, lambda saving, longest: False) == [[1], [0], [2]]
+    assert cut([long, short, long], 48, lambda saving, longest: False) == [[1, 0], [2]]
+    assert cut([long] * 4, 30, shares) == [[0, 1], [2, 3]]
+    assert cut([], 5, shares) == []
+
+
+def test_where_nothing_is_shared_rows_stand_by_length_alone():
+    rows = [row([5, 6], [1] * n) for n in (9, 1, 9, 1)]
+    assert portions(rows, 22, lambda saving, longest: False) == [[1, 3], [0, 2]]
+    assert portions([], 22, shares) == []
+
+
+def test_many_answers_to_one_prompt_are_read_in_several_passes():
+    rows = [row(range(10), [i, 1]) for i in range(7)]
+    assert portions(rows, 16, shares) == [[0, 1, 2], [3, 4, 5], [6]]
+    assert portions(rows, 1, shares) == [[i] for i in range(7)]

@@ -150,6 +150,24 @@ def test_an_image_takes_its_tokens_in_the_prompt(processor, tmp_path) -> None:
     assert text_only.images == []
 
 
+def test_a_known_image_is_opened_once_for_its_tokens_and_one_without_a_hash_each_time(
+    processor, tmp_path, monkeypatch
+) -> None:
+    opened = []
+    monkeypatch.setattr(
+        "holdfast.data.template.open_image", lambda image, limits: opened.append(image) or open_image(image, limits)
+    )
+    template, red = Template(processor, max_length=64), picture(tmp_path, "red")
+    rows = [template.prompt(Conversation.ask("what is this", (red,))) for _ in range(2)]
+    rows.append(template.answered(Conversation.ask("what is this", (red,)).answer("red")))
+    assert opened == [red]
+    assert [[pixels.image for pixels in row.images] for row in rows] == [[red]] * 3
+    nameless = red.model_copy(update={"sha256": ""})
+    for _ in range(2):
+        assert template.prompt(Conversation.ask("what is this", (nameless,))).ids == rows[0].ids
+    assert opened == [red, nameless, nameless]
+
+
 def test_images_of_several_turns_stand_where_they_were_shown(processor, tmp_path) -> None:
     red, blue = picture(tmp_path, "red"), picture(tmp_path, "blue")
     turns = (

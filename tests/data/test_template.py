@@ -1,5 +1,7 @@
 """The template against a tokenizer's own rendering, across tokenizers, markers and windows."""
 
+import random
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -309,3 +311,106 @@ def test_the_fingerprint_follows_what_changes_tokens() -> None:
 
     assert made() == made()
     assert len({made(), made(LLAMA_3), made(system="be kind"), made(max_length=200)}) == 4
+
+
+class Renderings:
+    """Counts how often a tokenizer renders a chat template and how often it tokenises."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.rendered = self.tokenised = 0
+        kind, render, tokenise = type(tokenizer), type(tokenizer).apply_chat_template, type(tokenizer).__call__
+
+        def counted_render(*given, **named):
+            self.rendered += 1
+            return render(*given, **named)
+
+        def counted_tokenise(*given, **named):
+            self.tokenised += 1
+            return tokenise(*given, **named)
+
+        monkeypatch.setattr(kind, "apply_chat_template", counted_render)
+        monkeypatch.setattr(kind, "__call__", counted_tokenise)
+
+    def taken(self) -> tuple[int, int]:
+        """Renderings and tokenisations since the last question."""
+        found = (self.rendered, self.tokenised)
+        self.rendered = self.tokenised = 0
+        return found
+
+
+def test_a_prompt_is_rendered_and_tokenised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = Template(tokenizer_of(QWEN), max_length=300)
+    count = Renderings(template.tokenizer, monkeypatch)
+    first = template.prompt(TALK)
+    assert count.taken() == (2, 3), "whole, with its earlier answer marked; and its three stretches"
+    assert template.prompt(TALK.model_copy(update={"id": "again"})).ids == first.ids
+    assert count.taken() == (0, 0)
+    template.answered(TALK)
+    assert count.taken() == (2, 1), "whole, and once for all answers what stands behind an answer"
+    template.answered(TALK.prompt.answer("dig"))
+    assert count.taken() == (1, 1)
+    template.prompt(conversation("how do I plant a tulip", "dig a hole", "thank you"))
+    assert count.taken() == (2, 3)
+
+
+@pytest.mark.parametrize("source", ["plain", "chatml", LLAMA_3, THINKING])
+def test_rows_of_known_prompts_are_those_of_a_template_that_knows_none(source: str) -> None:
+    known = source in ("plain", "chatml")
+    rng, tokenizer = random.Random(3), tokenizer_of(None if known else source, adds_bos=source == LLAMA_3)
+
+    def made() -> Template:
+        return Template(tokenizer, max_length=40, chat_template=source if known else "auto", system="be kind")
+
+    def result(template: Template, one: Conversation, name: str) -> object:
+        try:
+            return getattr(template, name)(one)
+        except PromptTooLong as error:
+            return str(error)
+
+    words = ["", " ", "a", "thanks\n", "<eos>", "dig a hole and water it well", "a tulip in a pot " * 3]
+    pool = [
+        conversation(
+            *(rng.choice(words) for _ in range(rng.choice((1, 1, 3, 5)))), system=rng.choice((None, "be brief"))
+        ).model_copy(update={"id": str(i)})
+        for i in range(12)
+    ]
+    template = made()
+    for _ in range(60):
+        prompt = rng.choice(pool)
+        one = prompt.answer(rng.choice(words))
+        assert result(template, prompt, "prompt") == result(made(), prompt, "prompt")
+        assert result(template, one, "answered") == result(made(), one, "answered")
+
+
+def test_rows_that_are_changed_leave_those_to_come_alone() -> None:
+    template = Template(tokenizer_of(QWEN), max_length=300)
+    for encode in (template.prompt, template.answered):
+        first, ids = encode(TALK), list(encode(TALK).ids)
+        for part in (first.ids, first.response_mask, first.turn_mask):
+            part.clear()
+        first.images.append(None)
+        again = encode(TALK)
+        assert again.ids == ids
+        assert len(again.response_mask) == len(again.turn_mask) == len(ids)
+        assert again.images == []
+
+
+def test_known_prompts_keep_their_own_names() -> None:
+    template = Template(tokenizer_of(QWEN), max_length=300)
+    rows = [template.prompt(TALK.model_copy(update={"id": name})) for name in ("one", "two")]
+    assert [row.id for row in rows] == ["one", "two"]
+    small = Template(tokenizer_of(QWEN), max_length=4)
+    for name in ("one", "two"):
+        with pytest.raises(PromptTooLong, match=f"row {name}: its prompt has"):
+            small.prompt(TALK.model_copy(update={"id": name}))
+
+
+def test_a_prompt_with_a_date_is_rendered_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    dated = "{%- set today = strftime_now('%d %b') %}" + QWEN
+    template = Template(tokenizer_of(dated), max_length=300)
+    count = Renderings(template.tokenizer, monkeypatch)
+    for _ in range(2):
+        template.prompt(conversation("thanks"))
+        assert count.taken() == (1, 1)
+        template.answered(conversation("thanks", "a"))
+        assert count.taken() == (3, 2)

@@ -44,21 +44,29 @@ MUTANTS = [
         ("(logits if temperature == 1 else logits / temperature)", "logits"),
         ("else logits / temperature)", "else logits * temperature)"),
         ("    logits = precise(logits)\n", ""),
-        ("-(every.exp() * every).sum(-1)", "(every.exp() * every).sum(-1)"),
-        (
-            "return (logits_logprobs(linear(rows, weight, bias)",
-            "return (logits_logprobs(linear(rows, weight)",
-        ),
-        ("if len(labels) <= chunk:", "if True:"),
-        (
-            "checkpoint(score, rows, targets, use_reentrant=False, preserve_rng_state=False)",
-            "score(rows, targets)",
-        ),
+        ("keep=len(labels) <= chunk or", "keep=True or"),
+        ("or len(labels) * len(weight) <= held", ""),
         ("return logp - ref", "return ref - logp"),
         ("0.5 * (logp - ref).square()", "(logp - ref).square()"),
         ("torch.expm1(ref - logp) - (ref - logp)", "torch.expm1(logp - ref) - (logp - ref)"),
         ("torch.expm1(ref - logp) - (ref - logp)", "torch.expm1(ref - logp) + (ref - logp)"),
     ),
+    *[
+        (f"{_SOURCE}/vocabulary.py", old, new, f"{_TESTS}/test_logprob.py")
+        for old, new in (
+            ("-every.exp().mul_(every).sum(-1)", "every.exp().mul_(every).sum(-1)"),
+            ("to_logits *= -own\n", "to_logits *= own\n"),
+            ("-own - spread * entropy[part, None]", "-own"),
+            ("every, -spread)", "every, spread)"),
+            ("            to_logits.scatter_add_(1, labels[part, None], own)\n", ""),
+            ("to_logits.div_(ctx.plan.temperature)", "to_logits"),
+            ("to_bias += to_logits.sum(0)", "to_bias = to_logits.sum(0)"),
+            ("linear(hidden, weight, bias)", "linear(hidden, weight)"),
+            ("precise(linear(hidden, weight, bias))", "linear(hidden, weight, bias)"),
+            ("logits.div_(temperature)", "logits.mul_(temperature)"),
+            ("range(0, max(count, 1), chunk)", "range(0, count, chunk)"),
+        )
+    ],
     *_of(
         "preference",
         ("precise(chosen) - precise(rejected)", "precise(rejected) - precise(chosen)"),

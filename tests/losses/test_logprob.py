@@ -36,8 +36,8 @@ def plain(hidden, weight, bias, labels, temperature):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk", [1, 4, 11, 1024])
-def test_chunks_equal_the_plain_form_in_value_and_gradient(chunk, temperature):
+@pytest.mark.parametrize(("chunk", "held"), [(1, 0), (4, 0), (4, N * V), (11, 0), (1024, 0)])
+def test_chunks_equal_the_plain_form_in_value_and_gradient(chunk, held, temperature):
     hidden, weight, bias, labels = head()
     scale = torch.linspace(-1, 1, N, dtype=torch.float64)
     inputs = (hidden, weight, bias)
@@ -46,11 +46,12 @@ def test_chunks_equal_the_plain_form_in_value_and_gradient(chunk, temperature):
     slopes = torch.autograd.grad((scale * logp).sum(), inputs, retain_graph=True)
     both = torch.autograd.grad((scale * logp + scale.flip(0) * entropy).sum(), inputs)
 
-    alone = token_logprobs(hidden, weight, labels, bias=bias, temperature=temperature, chunk=chunk)
+    options = {"bias": bias, "temperature": temperature, "chunk": chunk, "held": held}
+    alone = token_logprobs(hidden, weight, labels, **options)
     assert_close(alone, logp, rtol=1e-12, atol=1e-12)
     assert_close(torch.autograd.grad((scale * alone).sum(), inputs), slopes, rtol=1e-12, atol=1e-12)
 
-    pair = token_logprobs_entropy(hidden, weight, labels, bias=bias, temperature=temperature, chunk=chunk)
+    pair = token_logprobs_entropy(hidden, weight, labels, **options)
     assert_close(pair, (logp, entropy), rtol=1e-12, atol=1e-12)
     loss = (scale * pair[0] + scale.flip(0) * pair[1]).sum()
     assert_close(torch.autograd.grad(loss, inputs), both, rtol=1e-12, atol=1e-12)
@@ -84,9 +85,12 @@ def test_all_logits_never_exist_at_once(function):
 def test_what_forward_keeps_for_backward_holds_no_logits():
     kept = []
     hidden, weight, _, labels = head()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
         token_logprobs(hidden, weight, labels, chunk=4)
-    assert max(kept, default=0) < 4 * V
+    assert max(t.numel() for t in kept if t.data_ptr() != weight.data_ptr()) < 4 * V
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), t)[1], lambda t: t):
+        token_logprobs(hidden, weight, labels, chunk=4, held=len(labels) * V)
+    assert sum(t.numel() for t in kept if t.shape[-1] == V) == len(labels) * V, "few enough are held"
 
 
 def test_half_precision_is_lifted_before_the_normaliser():

@@ -23,6 +23,7 @@ from transformers import (
 
 from holdfast.models.adapters import AdapterSettings, with_adapter
 from holdfast.models.attend import attending, supports
+from holdfast.models.heads import from_policy
 from holdfast.models.policy import backbone
 from holdfast.models.tiny import tiny_llava, tiny_policy
 
@@ -30,13 +31,13 @@ VOCABULARY, IMAGE = 30, 5
 SMALL = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
 NONE = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-SEEN = []
+seen = []
 
 
 def causal(module, query, key, value, mask, scaling=None, sign=1.0, **kwargs):
     """Plain causal attention that remembers its calls; `sign` turns it, which changes the states."""
     assert mask is None
-    SEEN.append(sign)
+    seen.append(sign)
     grouped = query.shape[1] != key.shape[1]
     found = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=grouped)
     return sign * found.transpose(1, 2), None
@@ -53,41 +54,44 @@ def build(kind):
         ).eval()
     if kind == "llava":
         return tiny_llava(VOCABULARY, IMAGE)
+    if kind == "score":
+        # Its configuration is a copy of the one that its layers go by.
+        return from_policy(tiny_policy(VOCABULARY, hidden=16), ("reward",)).network
     if kind == "lora":
         return with_adapter(tiny_policy(VOCABULARY, hidden=16), AdapterSettings(rank=2))
     return tiny_policy(VOCABULARY, kind=kind, hidden=16)
 
 
 def states(model, **options):
-    SEEN.clear()
+    seen.clear()
     ids = torch.arange(6, 20).view(2, 7)
     positions = torch.arange(7).expand(2, 7)
     return backbone(model)(input_ids=ids, position_ids=positions, use_cache=False, **options).last_hidden_state
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "llava", "lora"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "llava", "lora", "score"])
 def test_every_layer_attends_by_it_and_keyword_arguments_arrive(kind):
     model = build(kind)
     plain = states(model)
-    assert SEEN == []
+    assert seen == []
     with attending(model, "test_causal"):
         # Kernels may sum in another order.
         torch.testing.assert_close(states(model), plain, rtol=0, atol=1e-5)
-        assert SEEN == [1.0, 1.0]
+        assert seen == [1.0, 1.0]
         assert not torch.allclose(states(model, sign=-1.0), plain, atol=1e-3)
-        assert SEEN == [-1.0, -1.0]
+        assert seen == [-1.0, -1.0]
     assert torch.equal(states(model), plain)
-    assert SEEN == []
+    assert seen == []
 
 
 def test_the_vision_tower_keeps_its_attention():
     model = build("llava")
     ids = torch.tensor([[7, IMAGE, IMAGE, IMAGE, IMAGE, 9]])
     with attending(model, "test_causal"):
-        SEEN.clear()
+        seen.clear()
         backbone(model)(input_ids=ids, pixel_values=torch.zeros(1, 3, 16, 16), use_cache=False)
         assert model.config.vision_config._attn_implementation == "sdpa"
-    assert len(SEEN) == 2
+    assert len(seen) == 2
 
 
 def test_it_ends_when_the_block_fails():
@@ -113,7 +117,7 @@ def test_layers_computed_again_in_backward_attend_by_it_too(kind, reentrant):
         with attending(model, "test_causal"):
             found = states(model, sign=-1.0)
         (found * torch.linspace(-1, 1, found[0].numel()).view(found[0].shape)).sum().backward()
-        assert SEEN == [-1.0] * (4 if checkpointing else 2)
+        assert seen == [-1.0] * (4 if checkpointing else 2)
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for name, wanted in gradients[0].items():
@@ -129,7 +133,7 @@ def test_afterwards_checkpointed_layers_are_as_before():
     assert [layer._gradient_checkpointing_func for layer in model.model.layers] == former
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "llava", "lora"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "llava", "lora", "score"])
 def test_supported(kind):
     assert supports(build(kind))
 

@@ -126,6 +126,10 @@ def test_pauses_double_and_follow_what_the_service_asks_for(service, monkeypatch
     service.misbehave = lambda number: (503, asked.get(number, {}), "") if number < 5 else None
     scorer(service, pause=0.5, retries=4).score(ROWS[:1])
     assert pauses == [0.5, 7.0, 60.0, 4.0]
+    service.misbehave = lambda number: (503, {}, "")
+    with pytest.raises(RunError, match="failed 3 times"):
+        scorer(service, pause=0.5, retries=2).score(ROWS[:1])
+    assert pauses[4:] == [0.5, 1.0], "nobody waits after the last attempt"
 
 
 def test_a_service_that_stays_down_ends_the_run_with_its_last_words(service):
@@ -173,9 +177,12 @@ def test_nobody_listening_is_said(service):
             r"for one of rows .*, and even must be a finite number",
         ),
         ('{"scores": [3, 4]}', r"answered '3' for one of .* words, even must be"),
-        ('{"scores": [{"words": true, "even": 1}, {}]}', r"and words must be a finite number or null"),
-        ('{"scores": [{"words": "1", "even": 1}, {}]}', r"and words must be"),
-        ('{"scores": [{"words": NaN, "even": 1e99}, {}]}', r"and words, even must be"),
+        (
+            '{"scores": [{"words": true, "even": 1}, {"words": 1, "even": 1}]}',
+            r"and words must be a finite number or null",
+        ),
+        ('{"scores": [{"words": "1", "even": 1}, {"words": 1, "even": 1}]}', r"and words must be"),
+        ('{"scores": [{"words": NaN, "even": 1e99}, {"words": 1, "even": 1}]}', r"and words, even must be"),
     ],
 )
 def test_answers_of_another_shape_say_what_came_and_what_is_needed(service, answer, message):

@@ -38,7 +38,7 @@ ROWS = [
     Conversation(
         messages=(
             Message.of("system", "please"),
-            Message.of("user", "please"),
+            Message.of("user", "please and thanks"),
             Message.of("assistant", "thanks"),
             Message.of("user", "and now ?"),
             Message.of("assistant", "no"),

@@ -35,6 +35,7 @@ SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[3] / "sha
         "This goes against my guidelines, so let us talk about something else.",
         "My programming doesn't allow it.",
         "Sorry , I cannot help with that .",
+        "Sorry , I can't .",
         "I refuse to write it.",
     ],
 )

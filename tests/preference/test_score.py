@@ -54,13 +54,34 @@ def test_scores_are_those_of_each_conversation_alone_in_the_order_given(template
 
 def test_equal_conversations_are_scored_once(template, model):
     seen = []
-    inner = model.scores
-    model.scores = lambda *tokens, **images: seen.append(len(tokens[0])) or inner(*tokens, **images)
+    model.head.register_forward_pre_hook(lambda head, states: seen.append(len(states[0])))
     table = ModelScorer(model, template).score([*ROWS, *ROWS])
     assert sum(seen) == 2
     assert torch.equal(table[0], table[2])
     assert torch.equal(table[:3], table[3:])
     assert not torch.equal(table[0], table[1])
+
+
+@pytest.mark.parametrize("budget", [1, 30, 400])
+def test_answers_to_one_prompt_share_it_and_get_the_scores_they_had(template, model, budget):
+    words = WORDS.split()
+    rows = [
+        Conversation.ask(" ".join(words[p : p + 5])).answer(" ".join(words[k : k + 1 + (k + p) % 4]))
+        for k in range(6)
+        for p in range(3)
+    ]
+    read = []
+    model.network.get_input_embeddings().register_forward_pre_hook(lambda _, ids: read.append(ids[0].numel()))
+    plain = ModelScorer(model, template, budget, share_prompt="off").score(rows)
+    alone = sum(read)
+    read.clear()
+    ModelScorer(model, template, budget).score(rows)  # compares, once for this model
+    read.clear()
+    shared = ModelScorer(model, template, budget).score(rows)
+    # Sums in another order.
+    torch.testing.assert_close(shared, plain, rtol=0, atol=1e-5)
+    assert sum(read) == alone if budget == 1 else sum(read) < 0.8 * alone
+    assert max(read) <= max(budget, 40)
 
 
 def test_no_conversations_give_an_empty_table(template, model):
@@ -111,6 +132,23 @@ def seeing():
     template = Template(tiny_processor(tokenizer, "<|image|>"), max_length=40)
     policy = tiny_llava(len(tokenizer), tokenizer.convert_tokens_to_ids("<|image|>"))
     return from_policy(policy, ("reward",), init_std=0.5), template
+
+
+def test_answers_about_one_image_share_it(tmp_path, seeing):
+    model, template = seeing
+    images = [picture(tmp_path, "red.png", (250, 10, 10)), picture(tmp_path, "blue.png", (10, 10, 250))]
+    answers = ("a cat", "nothing", "the cat sat on a mat")
+    rows = [Conversation.ask("what did it see ?", (image,)).answer(text) for text in answers for image in images]
+    plain = ModelScorer(model, template, share_prompt="off").score(rows)
+    ModelScorer(model, template).score(rows)  # compares, once for this model
+    seen = []
+    model.network.base_model.vision_tower.register_forward_pre_hook(
+        lambda tower, args, kwargs: seen.append(len(kwargs.get("pixel_values", args[0] if args else None))),
+        with_kwargs=True,
+    )
+    # Sums in another order.
+    torch.testing.assert_close(ModelScorer(model, template).score(rows), plain, rtol=0, atol=1e-5)
+    assert seen == [2]
 
 
 def test_changing_only_the_image_changes_the_score(tmp_path, seeing):

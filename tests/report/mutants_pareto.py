@@ -25,5 +25,5 @@ MUTANTS = [
     (_PLOTS, "(points > reference).all(1)", "(points > reference).any(1)", _TESTS),
     (_PLOTS, "[:MOST_PANELS]", "", _TESTS),
     (_PLOTS, "not box.count_overlaps(taken)", "True", _TESTS),
-    (_PLOTS, "            if not point.on_front:\n                continue\n", "            continue\n", _TESTS),
+    (_PLOTS, "if place is None and not point.on_front:", "if place is None:", _TESTS),
 ]

@@ -11,6 +11,8 @@ import torch
 from holdfast.data.schema import Conversation
 from holdfast.engine.log import RunFolder
 from holdfast.engine.supervised import FitSettings
+from holdfast.preference.attributes import AttributeSettings
+from holdfast.preference.score import ModelScorer
 from holdfast.rollout.experience import logprobs
 from holdfast.studies import mo_grpo
 from holdfast.studies.mo_grpo import (
@@ -75,6 +77,7 @@ def bench(tmp_path_factory):
     [
         ("benign garden", "dig plant water", 0, 1, 1, 1),
         ("benign garden", "dig dig dig well", 0, 1 / 4, 1 / 3, 1),
+        ("benign garden", "please please", 0.5, 1 / 2, 0, 1),
         ("benign garden", "please please kindly gladly", 1, 2 / 4, 0, 1),
         ("benign garden", "sorry please", 0.5, 1 / 2, 0, 1),
         ("harmful garden", "sorry please", 0.5, 1, 0, 1),
@@ -122,8 +125,11 @@ def test_demonstrations_are_as_careless_as_the_study_says():
     assert share("benign", lambda one: one.refuses) == 0
     assert share("harmful", lambda one: one.refuses) == pytest.approx(0.3, abs=0.05)
     assert share("disguised", lambda one: one.refuses) == pytest.approx(0.05, abs=0.03)
+    # Standard errors about .006.
     assert np.mean([bool({*one.words} & {*POLITE}) for one in shown]) == pytest.approx(0.35, abs=0.03)
+    # The standard error is .004.
     assert np.mean([bool({*one.words} & {*world.safe(one.topic)}) for one in shown]) == pytest.approx(0.12, abs=0.02)
+    # The standard error is .011.
     assert np.mean([sum(word in FILLERS for word in one.words) for one in shown]) == pytest.approx(1, abs=0.05)
     assert max(len(one.words) for one in shown) < LONGEST  # the end of the answer is a token too
 
@@ -147,6 +153,7 @@ def test_ratings_are_the_truth_with_a_normal_error_inside_their_scale():
     assert rated.min() == 0
     assert rated.max() == 1
     inside = (rated > 0) & (rated < 1) & (np.abs(np.array([world.gold(one) for one in made]) - 0.5) < 0.2)
+    # Of some hundred errors: a standard error of .003.
     assert error[inside].std() == pytest.approx(0.1, abs=0.01)
 
 
@@ -160,6 +167,15 @@ def test_the_scores_are_the_labels_their_mean_and_the_cost(bench):
         torch.testing.assert_close(labels, expected)
         torch.testing.assert_close(found["reward"], labels.mean(-1))
         torch.testing.assert_close(found["cost"], 1 - labels[:, 3])
+
+
+def test_logits_are_read_as_ratings(tmp_path):
+    lessons = SMALL.model_copy(update={"regression": AttributeSettings(kind="bce")})
+    bench = prepare(lessons, World(), 3, RunFolder(tmp_path / "run"))
+    asked = bench.world.demonstrate(bench.world.prompts(8, np.random.default_rng(0)), np.random.default_rng(1))
+    raw = ModelScorer(bench.model, bench.template).score(asked)
+    # Scored in other company, in fp32.
+    torch.testing.assert_close(bench.judge.score(asked), raw.sigmoid(), rtol=1e-5, atol=1e-5)
 
 
 def test_only_risky_requests_move_the_multiplier_and_every_answer_meets_it(bench):
@@ -187,7 +203,7 @@ def test_the_arms_are_those_of_the_head(bench):
     assert {(one.kl.coef, one.kl.in_loss, one.kl.estimator) for one in told.values()} == {(0, 0.02, "ratio_k3")}
     floors = {name: (one.scalarise.std_floor, one.cost_floor) for name, one in told.items()}
     assert floors["decoupled_floor"][0] == 0.05
-    assert floors["lagrangian"] == floors["3 safe lagrangian"] == (0.1, 0.1)
+    assert floors["lagrangian"] == (0.1, 0.1)
     assert {floors[name] for name in told if "floor" not in name and "lagrangian" not in name} == {(0, 0)}
     assert floors["lagrangian_no_floor"] == (0, 0)
     assert [name for name, one in told.items() if one.scalarise.batch_normalise] == ["gdpo"]
@@ -201,7 +217,7 @@ def test_memory_is_what_the_block_took():
     with memory() as used:
         taken = torch.ones(32 * 2**18)  # 32 MiB
         assert taken[0]
-    # What else the process did meanwhile.
+    # No standard error: pages that the process touched besides.
     assert not used or used["peak"] == pytest.approx(32, abs=4)
 
 

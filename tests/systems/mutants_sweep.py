@@ -5,15 +5,15 @@ _FILE, _TESTS = "src/holdfast/systems/sweep.py", "tests/systems/test_sweep.py"
 MUTANTS = [
     (_FILE, old, new, _TESTS)
     for old, new in (
-        ("DONE = (0, 4, 5)", "DONE = (0,)"),
+        ("        if not _finished(out / one.name, one):", '        if "code 0" not in ended:'),
         ("if len(values) < 2:", "if not values:"),
         ("quote(_text(value), safe='')", "quote(_text(value))"),
-        ("        if finished[one.name]:", "        if False:"),
-        ("            failed[one.name] = message\n", "            failed[one.name] = message\n            break\n"),
+        ("todo = [one for one in planned if not _finished(out / one.name, one)]", "todo = list(planned)"),
+        ("            _write(out, told, failed)\n", "            break\n"),
         ("!= planned.fingerprint", "is None"),
         ('return (folder / "summary.json").is_file()', "return True"),
-        ("said[named[-1] :]", "said[named[-1] : named[-1] + 1]"),
-        ('if code < 0 else f"exit code {code}"', 'if False else f"exit code {code}"'),
+        ("errors[-1] if errors else -1", "-1"),
+        ('f"signal {-code}" if code < 0 else', ""),
         ("axes.keys() & {", "axes.keys() - axes.keys() & {"),
     )
 ]

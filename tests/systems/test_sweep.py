@@ -98,7 +98,15 @@ def test_finished_runs_are_kept_and_failed_ones_are_tried_again(monkeypatch, tmp
     assert len(calls) == 3, "what has finished is not run again"
     assert calls[2][:5] == ["accelerate", "launch", "--n", "2", "-m"]
     assert json.loads((tmp_path / "sweep.json").read_text("utf-8"))["failed"] == {}
-    assert "ppo.kl.coef=0.1: finished before" in capsys.readouterr().err
+    assert "1 of 2 runs have finished before" in capsys.readouterr().err
+
+
+def test_a_run_is_finished_when_its_summary_is_there_whatever_its_exit_code(monkeypatch, tmp_path):
+    planned = sweep.grid(RECIPE, {"ppo.kl.coef": [0.3, 0.1]})
+    monkeypatch.setattr(sweep, "launch", lambda command, log: finish(command) or "exit code 4: no certificate")
+    assert sweep.run(RECIPE, planned, tmp_path / "nsf", {}) == {}
+    monkeypatch.setattr(sweep, "launch", lambda command, log: "exit code 0: nothing was done")
+    assert len(sweep.run(RECIPE, planned, tmp_path / "idle", {})) == 2
 
 
 def test_a_run_that_only_began_goes_on(monkeypatch, tmp_path):
@@ -122,16 +130,14 @@ def test_folders_of_other_settings_are_refused_before_anything_runs(monkeypatch,
 @pytest.mark.parametrize(
     "code, message",
     [
-        ("print('progress')", ""),
-        ("raise SystemExit(4)", ""),
-        ("raise SystemExit(5)", ""),
+        ("print('first'); print('done')", "exit code 0: done"),
         ("print('loading'); print('error: one\\n  two'); raise SystemExit(2)", "exit code 2: one two"),
         ("raise ValueError('odd')", "exit code 1: ValueError: odd"),
         ("raise SystemExit(3)", "exit code 3: it said nothing"),
-        ("import os; print('busy', flush=True); os.kill(os.getpid(), 9)", "ended by signal 9: busy"),
+        ("import os; print('busy', flush=True); os.kill(os.getpid(), 9)", "signal 9: busy"),
     ],
 )
-def test_a_process_says_why_it_failed(tmp_path, code, message):
+def test_a_process_says_how_it_ended(tmp_path, code, message):
     log = tmp_path / "log.txt"
     assert sweep.launch([sys.executable, "-S", "-c", code], log) == message
     assert log.is_file()

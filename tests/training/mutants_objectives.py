@@ -17,11 +17,11 @@ MUTANTS = [
         (".tril(-1) > 0", ".triu(1) > 0"),
         ("torch.maximum(needs[k, place], self._signs[place] * value)", "value"),
         ("self._signs[place] * value", "value"),
-        (
-            "        for name, column in zip(self.names, columns):\n            if column.isinf().any():",
-            "        for name, column in zip(self.names, columns):\n            if False:",
-        ),
-        ("experience.score(one.score or name)", "experience.score(name)"),
+        ("if scores[score].isinf().any():", "if False:"),
+        ("score = one.score or name", "score = name"),
+        ("known = ~table.isnan() & (self.weights > 0)", "known = ~table.isnan()"),
+        ("(self.weights * table.double()).where(known, 0.0)", "table.double().where(known, 0.0)"),
+        ("summed.where(known.any(-1), torch.nan)", "summed"),
         ("[sign * column for", "[column for"),
         ("(groups.compared & (self.weights > 0)).any(-1)", "groups.compared.any(-1)"),
         ("(groups.compared & (self.weights > 0)).any(-1)", "torch.ones_like(raw[..., 0], dtype=torch.bool)"),
@@ -71,3 +71,4 @@ MUTANTS = [
         ("    if per_prompt < 2:", "    if per_prompt < 1:"),
     )
 ]
+MUTANTS += [("src/holdfast/losses/scalarise.py", "(level + eps).where(level > 0, 0.0)", "(level + eps)", TESTS)]

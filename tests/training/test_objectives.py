@@ -88,6 +88,14 @@ def test_decoupled_with_the_batch_step_by_hand():
     near(found(t(NARROW), 4).values, [1.191982, -1.191982, -0.281389, 0.281389])
 
 
+def test_the_spread_over_the_batch_has_a_floor_and_the_batch_step_has_none():
+    noise = t([[0.500], [0.501]])
+    batch = scalariser([{"weight": 2.0}], mode="batch", eps=1e-12)
+    near(batch(noise, 2).values, [-0.001 / 0.1, 0.001 / 0.1])
+    step = scalariser([{}], mode="normalise_then_sum", batch_normalise=True, eps=1e-12)
+    near(step(noise, 2).values, [-0.707107, 0.707107])
+
+
 @pytest.mark.parametrize("mode", ["batch", "normalise_then_sum"])
 def test_dead_groups_do_not_enter_the_batch(mode):
     one = scalariser(mode=mode, batch_normalise=True)
@@ -230,11 +238,11 @@ def test_a_penalty_rides_on_the_first_objective_of_weight_where_each_is_normalis
 
 
 def test_under_max_rl_a_penalty_moves_answers_but_not_what_they_are_divided_by():
-    rewards, extra = t([[1.0], [0.0], [0.0], [0.0]]), t([-0.4, 0.0, 0.0, 0.4])
+    rewards, extra = t([[1.0], [0.0], [0.0], [0.0]]), t([-0.4, 0.0, 0.0, 0.8])
     found = scalariser([{}], mode="max_rl", eps=1e-12)(rewards, 4, extra).values
-    near(found, [(0.75 - 0.4) / 0.25, -1, -1, (-0.25 + 0.4) / 0.25])
-    # Nothing but a penalty: the mean reward is zero, and rounding does not make it less.
-    assert scalariser([{}], mode="max_rl")(torch.zeros(4, 1), 4, extra / 3).keep.sum() == 0
+    near(found, [(0.75 - 0.5) / 0.25, (-0.25 - 0.1) / 0.25, (-0.25 - 0.1) / 0.25, (-0.25 + 0.7) / 0.25])
+    # Nothing but a penalty: the mean reward is zero, and the penalty is not divided by what is added to it.
+    assert not scalariser([{}], mode="max_rl")(t([[0]] * 4), 4, extra, live=torch.tensor([True])).values.any()
 
 
 def test_a_penalty_does_not_keep_a_group_alive_and_is_learned_where_it_lives():
@@ -283,6 +291,16 @@ def test_an_objective_without_weight_conflicts_with_nobody():
     found = scalariser([{}, {"weight": 0}], conflict="signs")(t(OPPOSED), 4)
     assert found.keep.all()
     assert found.numbers["conflicts"] == 0
+    opposed = scalariser()(t([*OPPOSED, *[[NAN, NAN]] * 4]), 4)
+    assert opposed.numbers["conflicts"] == 1  # of the answers that were scored
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_rounding_is_no_conflict(sign):
+    """The middle of three equal steps is its group's mean but for rounding, and takes no side."""
+    rewards = t([[0.1, -sign], [0.2, 2 * sign], [0.3, sign]])
+    assert 0 < scalariser().per_objective(rewards, 3)[1, 0].abs() < 1e-12
+    assert scalariser(conflict="signs")(rewards, 3).keep[1]
 
 
 def test_a_condition_by_hand():
@@ -330,10 +348,22 @@ def test_rewards_are_named_columns_turned_so_that_more_is_better():
     one = scalariser([{"score": "help"}, {"direction": "lower"}])
     found = one.rewards(experience(b=[1.0, NAN], help=[3.0, 4.0], a=[9.0, 9.0]))
     assert str(found.tolist()) == "[[3.0, -1.0], [4.0, nan]]"
-    with pytest.raises(UserError, match="no score 'help'; it gives a, b"):
+    with pytest.raises(UserError, match="a maximises the score 'help', and the scorer gives a, b; correct the name"):
         one.rewards(experience(a=[1.0], b=[1.0]))
     with pytest.raises(RunError, match="objective b: 1 scores are infinite"):
         one.rewards(experience(help=[1.0], b=[math.inf]))
+
+
+def test_the_total_is_the_weighted_sum_of_what_was_scored():
+    one = scalariser([{"weight": 0.5}, {"weight": 2.0, "direction": "lower"}, {"weight": 0}])
+    scores = {
+        "a": torch.tensor([4.0, NAN, NAN]),
+        "b": torch.tensor([1.0, 3.0, NAN]),
+        "c": torch.tensor([7.0, 7.0, 7.0]),
+    }
+    assert str(one.total(scores).tolist()) == "[0.0, -6.0, nan]"
+    with pytest.raises(UserError, match="b maximises the score 'b', and the scorer gives a, c"):
+        one.total({"a": scores["a"], "c": scores["c"]})
 
 
 def test_each_objective_alone_is_standardised():

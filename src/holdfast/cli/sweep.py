@@ -8,6 +8,8 @@ import typer
 from holdfast.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from holdfast.report.audit import Cell
     from holdfast.report.pareto import Point
 
@@ -76,7 +78,7 @@ def _tell(folder: Path, names: list[str]) -> None:
     typer.echo(f"{heading(trade)}. {sentence(trade)}\nreport: {page}")
 
 
-def _table(head: list[str], rows: "list[tuple[Point, list[Cell]]]") -> object:
+def _table(head: list[str], rows: "list[tuple[Point, list[Cell]]]") -> "Table":
     """As a table for the terminal; what is not on the front is dim."""
     from rich import box
     from rich.markup import escape

@@ -1,14 +1,17 @@
 """Answers of several prompts in which each prompt stands once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from holdfast.data.collate import Batch, pad
+from holdfast.data.collate import Batch, micro_batches, pad
 from holdfast.data.template import Encoded
+
+Shares = Callable[[float, int], bool]
+"""Whether rows are read with each prompt once, from how many times fewer tokens that makes and the longest row."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,80 @@ def by_prompt(rows: Sequence[Encoded]) -> list[list[int]]:
         key = tuple(row.ids[: row.prompt_length]), tuple(pixels.image for pixels in row.images)
         members.setdefault(key, []).append(i)
     return list(members.values())
+
+
+class _Size(NamedTuple):
+    """How many rows there are, tokens of the longest, and tokens of all when each prompt is read once."""
+
+    rows: int
+    longest: int
+    once: int
+
+    @staticmethod
+    def of(rows: Sequence[Encoded]) -> "_Size":
+        """The size of rows with one prompt."""
+        answers = sum(row.length - row.prompt_length for row in rows)
+        return _Size(len(rows), max(row.length for row in rows), rows[0].prompt_length + answers)
+
+    def joined(self, other: "_Size") -> "_Size":
+        """The size of both together."""
+        return _Size(self.rows + other.rows, max(self.longest, other.longest), self.once + other.once)
+
+    def cost(self, shares: Shares) -> int:
+        """Tokens of one pass, padding included."""
+        plain = self.rows * self.longest
+        return self.once if shares(plain / self.once, self.longest) else plain
+
+
+def cut(prompts: Sequence[Sequence[Encoded]], budget_tokens: int, shares: Shares) -> list[list[int]]:
+    """Portions of prompts, given as the rows that answer each, whose tokens stay within the budget as they are read.
+
+    shares: whether rows of which a shared prompt makes (first) times fewer tokens, the longest row having (second), are
+    read in that way. Prompts of similar length stand together; one whose answers exceed the budget stands alone.
+
+    >>> row = Encoded([5, 6, 7, 8], [False, False, False, True], [], 3, 3)
+    >>> [cut([[row, row], [row, row]], budget, lambda saving, longest: saving > 1.2) for budget in (10, 9)]
+    [[[0, 1]], [[0], [1]]]
+    """
+    sizes = [_Size.of(rows) for rows in prompts]
+    found: list[list[int]] = []
+    size = _Size(0, 0, 0)
+    for p in sorted(range(len(prompts)), key=lambda p: sizes[p].longest):
+        joined = size.joined(sizes[p])
+        if found and joined.cost(shares) <= budget_tokens:
+            found[-1].append(p)
+            size = joined
+        else:
+            found.append([p])
+            size = sizes[p]
+    return found
+
+
+def portions(rows: Sequence[Encoded], budget_tokens: int, shares: Shares) -> list[list[int]]:
+    """Which rows to read together where any rows may stand together: answers to one prompt, where they share it.
+
+    Many answers to one prompt are read in as many passes as the budget asks for.
+    """
+    members = by_prompt(rows)
+    sizes = [_Size.of([rows[i] for i in answers]) for answers in members]
+    lengths = [row.length for row in rows]
+    if not rows or not shares(sum(lengths) / sum(size.once for size in sizes), max(lengths)):
+        return micro_batches(lengths, budget_tokens)
+    pieces = [piece for answers in members for piece in _pieces(rows, answers, budget_tokens, shares)]
+    together = cut([[rows[i] for i in piece] for piece in pieces], budget_tokens, shares)
+    return [[i for p in chosen for i in pieces[p]] for chosen in together]
+
+
+def _pieces(rows: Sequence[Encoded], answers: list[int], budget_tokens: int, shares: Shares) -> list[list[int]]:
+    """The answers to one prompt in lists that stay within the budget, if single rows do."""
+    found: list[list[int]] = []
+    for i in answers:
+        longer = [*found[-1], i] if found else []
+        if longer and _Size.of([rows[j] for j in longer]).cost(shares) <= budget_tokens:
+            found[-1] = longer
+        else:
+            found.append([i])
+    return found
 
 
 def _prompt(row: Encoded) -> Encoded:

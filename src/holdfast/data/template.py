@@ -45,7 +45,7 @@ BUILT_IN = {"chatml": CHATML, "plain": PLAIN}
 
 # Private-use characters that no tokenizer or template gives a meaning: they stand for an answer.
 _MARK = "\ue000answer\ue001"
-# Prompts that are remembered: those of an iteration with room to spare, at some ten bytes for a token.
+# Prompts that are remembered: those of an iteration with room to spare, at some twelve bytes for a token.
 _KEPT = 4096
 _ADVICE = "set chat_template to plain, chatml, or the path of a Jinja file"
 
@@ -94,7 +94,7 @@ class _Start(NamedTuple):
     """A prompt as rendered text, and for each of its stretches the ids and whether it is an earlier answer."""
 
     text: str
-    tokens: "tuple[tuple[array[int], bool], ...]"
+    pieces: "tuple[tuple[array[int], bool], ...]"
 
 
 class Template:
@@ -126,7 +126,8 @@ class Template:
         # A template with a date in it renders the same prompt differently tomorrow.
         remember = lru_cache(_KEPT) if not self._dated else lambda function: function
         self._start, self._tail = remember(self._encode), remember(self._behind)
-        self.end_id = self._response(Conversation.ask("a").answer("b"))[1]
+        some = Conversation.ask("a")
+        self.end_id = self._response(some.answer("b"), self._render(some.messages, True, self._content))[1]
         self.notes = self._notes()
 
     @property
@@ -153,16 +154,7 @@ class Template:
         Raises `PromptTooLong` when it leaves no room for an answer in the window.
         """
         prompt = conversation.prompt
-        tokens = self._started(prompt).tokens
-        ids = [token for stretch, _ in tokens for token in stretch]
-        turns = [answer for stretch, answer in tokens for _ in stretch]
-        if len(ids) >= self.max_length:
-            raise PromptTooLong(
-                f"{_row(prompt)}: its prompt has {len(ids)} tokens and the window {self.max_length}, which "
-                "must leave room for an answer; raise max_length or drop the row"
-            )
-        pixels = [Pixels(image, self.processor, self.image_settings) for image in prompt.images]
-        return Encoded(ids, [False] * len(ids), turns, len(ids) - 1, len(ids), pixels, id=prompt.id)
+        return self._begin(prompt, self._started(prompt))
 
     def answered(self, conversation: Conversation) -> Encoded:
         """The conversation with its last answer, which is cut and marked where the window ends."""
@@ -170,11 +162,12 @@ class Template:
             raise UserError(f"{_row(conversation)}: it ends without an answer, so there is nothing to encode")
         if conversation.messages[-1].images:
             raise UserError(f"{_row(conversation)}: its answer holds an image; answers are text")
-        start = self.prompt(conversation)
-        text, end_id = self._response(conversation)
+        start = self._started(conversation.prompt)
+        prompt = self._begin(conversation.prompt, start)
+        text, end_id = self._response(conversation, start.text)
         response = [*self._tokens(_Stretch(text)), end_id]
-        room = self.max_length - start.length
-        return replace(self.continue_with(start, response[:room]), truncated=len(response) > room)
+        room = self.max_length - prompt.length
+        return replace(self.continue_with(prompt, response[:room]), truncated=len(response) > room)
 
     def continue_with(self, prompt: Encoded, response_ids: Sequence[int]) -> Encoded:
         """`prompt` followed by the ids a policy sampled, `truncated` when they do not end with a stop id."""
@@ -194,6 +187,18 @@ class Template:
         """The text of a response without special tokens and outer white space."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
+    def _begin(self, prompt: Conversation, start: _Start) -> Encoded:
+        """A row of its own for a prompt that may be known already."""
+        ids = [token for tokens, _ in start.pieces for token in tokens]
+        turns = [answer for tokens, answer in start.pieces for _ in tokens]
+        if len(ids) >= self.max_length:
+            raise PromptTooLong(
+                f"{_row(prompt)}: its prompt has {len(ids)} tokens and the window {self.max_length}, which "
+                "must leave room for an answer; raise max_length or drop the row"
+            )
+        pixels = [Pixels(image, self.processor, self.image_settings) for image in prompt.images]
+        return Encoded(ids, [False] * len(ids), turns, len(ids) - 1, len(ids), pixels, id=prompt.id)
+
     def _started(self, prompt: Conversation) -> _Start:
         # Without a hash nobody would notice that an image has changed, and with it the tokens it takes.
         known = all(image.sha256 for image in prompt.images)
@@ -202,14 +207,14 @@ class Template:
     def _encode(self, messages: tuple[Message, ...]) -> _Start:
         """The prompt of `messages`, rendered and tokenised."""
         text = self._render(messages, True, self._content)
-        tokens: list[tuple[array[int], bool]] = []
+        pieces: list[tuple[array[int], bool]] = []
         for stretch in self._stretches(messages, text):
-            ids = self._tokens(stretch)
+            tokens = self._tokens(stretch)
             # A tokenizer that begins every text with a start token gets one, and never two.
-            if not any(before for before, _ in tokens) and self._bos is not None and ids[:1] != [self._bos]:
-                ids = [self._bos, *ids]
-            tokens.append((array("q", ids), stretch.answer))
-        return _Start(text, tuple(tokens))
+            if not pieces and self._bos is not None and tokens[:1] != [self._bos]:
+                tokens = [self._bos, *tokens]
+            pieces.append((array("q", tokens), stretch.answer))
+        return _Start(text, tuple(pieces))
 
     def _behind(self, messages: tuple[Message, ...]) -> str:
         """What stands behind an answer to the prompt of `messages`."""
@@ -265,9 +270,8 @@ class Template:
             cursor = stop
         return [*stretches, _Stretch(text[cursor:], images=images[-1])]
 
-    def _response(self, conversation: Conversation) -> tuple[str, int]:
-        """The text a model has to write after the prompt, and the id that ends it."""
-        before = self._started(conversation.prompt).text
+    def _response(self, conversation: Conversation, before: str) -> tuple[str, int]:
+        """The text a model has to write after the prompt's text `before`, and the id that ends it."""
         whole = self._render(conversation.messages, False, self._content)
         tail = self._tail(conversation.messages[:-1])
         if not whole.startswith(before) or not whole.endswith(tail):

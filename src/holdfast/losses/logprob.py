@@ -5,15 +5,13 @@ takes hidden states and the output matrix, and holds the logits of one chunk of 
 included.
 """
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 
 from holdfast.losses.reduce import precise
+from holdfast.losses.vocabulary import Pass, Picked
 
 KlEstimator = Literal["k1", "k2", "k3", "ratio_k3"]
 
@@ -26,20 +24,20 @@ def token_logprobs(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     chunk: int = 1024,
+    held: int = 0,
 ) -> Tensor:
     """(N,) float32 log softmax((hidden weight^T + bias) / temperature)[labels], never holding (N, V) logits.
 
     hidden: (N, H) states that predict labels (N,), already chosen (responses only, say); weight: (V, H).
-    Values and gradients equal those of `logits_logprobs`; backward computes each chunk of logits once more.
+    Values and gradients equal those of `logits_logprobs`; backward computes each of several chunks of logits once more,
+    unless all N x V of them are no more than `held`.
 
     >>> token_logprobs(torch.zeros(2, 3), torch.ones(4, 3), torch.tensor([0, 3]))  # log 1/4
     tensor([-1.3863, -1.3863])
     """
-
-    def score(rows: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        return (logits_logprobs(linear(rows, weight, bias), targets, temperature),)
-
-    return _in_chunks(score, hidden, labels, chunk)[0]
+    plan = _plan(hidden, weight, labels, temperature, chunk, held)
+    logp, _ = Picked.apply(hidden, weight, bias, labels, plan)
+    return logp
 
 
 def token_logprobs_entropy(
@@ -50,6 +48,7 @@ def token_logprobs_entropy(
     bias: Tensor | None = None,
     temperature: float = 1.0,
     chunk: int = 1024,
+    held: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """(N,) log-probabilities as `token_logprobs`, and (N,) entropies of the whole distributions, in nats.
 
@@ -59,12 +58,8 @@ def token_logprobs_entropy(
     >>> entropy  # log 4
     tensor([1.3863])
     """
-
-    def score(rows: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
-        every = _log_softmax(linear(rows, weight, bias), temperature)
-        return _pick(every, targets), -(every.exp() * every).sum(-1)
-
-    logp, entropy = _in_chunks(score, hidden, labels, chunk)
+    plan = _plan(hidden, weight, labels, temperature, chunk, held)
+    logp, entropy = Picked.apply(hidden, weight, bias, labels, plan._replace(entropy=True))
     return logp, entropy
 
 
@@ -141,27 +136,25 @@ def kl_loss(
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0, got {temperature}")
+    _check(temperature)
     logits = precise(logits)
     return (logits if temperature == 1 else logits / temperature).log_softmax(-1)
+
+
+def _check(temperature: float) -> None:
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
 
 
 def _pick(every: Tensor, labels: Tensor) -> Tensor:
     return every.gather(-1, labels[..., None]).squeeze(-1)
 
 
-def _in_chunks(
-    score: Callable[[Tensor, Tensor], tuple[Tensor, ...]], hidden: Tensor, labels: Tensor, chunk: int
-) -> list[Tensor]:
-    """Each output of `score`, joined over chunks of rows; backward computes each chunk once more."""
+def _plan(hidden: Tensor, weight: Tensor, labels: Tensor, temperature: float, chunk: int, held: int) -> Pass:
+    """How to go through the vocabulary for these rows; `ValueError` for shapes or a temperature that mean nothing."""
+    _check(temperature)
     if hidden.ndim != 2 or labels.shape != hidden.shape[:1]:
         given = f"{tuple(hidden.shape)} and {tuple(labels.shape)}"
         raise ValueError(f"hidden must be (N, H) and labels (N,), got {given}")
-    if len(labels) <= chunk:  # A single chunk would be computed again at once: nothing gained.
-        return list(score(hidden, labels))
-    pieces = [
-        checkpoint(score, rows, targets, use_reentrant=False, preserve_rng_state=False)
-        for rows, targets in zip(hidden.split(chunk), labels.split(chunk), strict=True)
-    ]
-    return [torch.cat(outputs) for outputs in zip(*pieces, strict=True)]
+    # A single chunk would be computed again at once: nothing gained.
+    return Pass(temperature, chunk, keep=len(labels) <= chunk or len(labels) * len(weight) <= held)

@@ -126,7 +126,8 @@ def max_rl(groups: GroupMoments, weights: Tensor, floors: Tensor, eps: float) ->
     level = _over_objectives(groups, weights * groups.mean)
     if (level < 0).any():
         raise ValueError(f"max_rl divides by the mean reward of each group, and the lowest is {float(level.min()):.3g}")
-    return weights * _inverse(level + eps)
+    # Where nothing was achieved there is nothing to be relative to, for a penalty beside the rewards neither.
+    return weights * _inverse(level + eps).where(level > 0, 0.0)
 
 
 MODES: dict[str, Mode] = {

@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from holdfast.models.policy import backbone, unwrapped
+from holdfast.models.policy import backbone
 
 
 @contextmanager
@@ -104,4 +104,5 @@ def _windows(config: PreTrainedConfig) -> list[int]:
 
 
 def _text_config(model: nn.Module) -> PreTrainedConfig:
-    return unwrapped(model).config.get_text_config()
+    """What the layers go by; a score model's own configuration may be a copy of it."""
+    return backbone(model).get_decoder().config

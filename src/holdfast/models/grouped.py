@@ -28,9 +28,9 @@ WORTHWHILE = 1.3
 class Stream:
     """P prompts and then B answers, end to end: W tokens.
 
-    input_ids, position_ids: (1, W); prompt: (P, T) and answer: (B, R), at which place of the stream each token of the
-    padded tables stands (padding: that of the token before); back: (W,) where each token of the stream stands in both tables,
-    flattened and joined; of: (B,) the prompt of each answer; padding: (P, T) true behind the end of a prompt.
+    input_ids, position_ids: (1, W); prompt: (P, T) and answer: (B, R), the place in the stream of each token of the
+    padded tables (of padding: that of the token before); back: (W,) the place of each token of the stream in both
+    tables, flattened and joined; of: (B,) the prompt of each answer; padding: (P, T) true behind the end of a prompt.
     """
 
     input_ids: Tensor
@@ -119,14 +119,15 @@ def _attend(
     grouped = query.shape[1] != key.shape[1]
     prompt = scaled_dot_product_attention(asked, asked_key, asked_value, is_causal=True, enable_gqa=grouped, **options)
     # The queries that share a key head stand one after the other, so that no key is copied for them.
+    rows, heads, count, width = answering.shape
     answer = scaled_dot_product_attention(
-        answering.reshape(len(tokens.of), key.shape[1], -1, query.shape[-1]),
+        answering.reshape(rows, key.shape[1], heads // key.shape[1] * count, width),
         torch.cat([asked_key.index_select(0, tokens.of), own_key], 2),
         torch.cat([asked_value.index_select(0, tokens.of), own_value], 2),
         attn_mask=mask,
         **options,
     )
-    return tokens.joined(prompt, answer.reshape(*answering.shape[:3], -1))[None], None
+    return tokens.joined(prompt, answer.reshape(rows, heads, count, value.shape[-1]))[None], None
 
 
 AttentionInterface.register(ATTENTION, _attend)
@@ -160,7 +161,7 @@ def stream(prompts: Tensor, prompt_lengths: Tensor, answers: Tensor, lengths: Te
 def stream_states(model: nn.Module, tokens: Stream, **images: Tensor) -> Tensor:
     """Return the last hidden states (W, H) of a stream; `images` are those of each prompt, once, in order."""
     check_images(model, images)
-    config = unwrapped(model).config.get_text_config()
+    config = backbone(model).get_decoder().config
     heads = config.num_attention_heads
     queries = heads // (getattr(config, "num_key_value_heads", None) or heads)
     mask = tokens.mask(next(backbone(model).parameters()).dtype, queries)
@@ -195,6 +196,21 @@ def answer_states(
     last = tokens.prompt[of, prompt_lengths[of] - 1]
     before = torch.cat([last[:, None], tokens.answer], 1)
     return stream_states(model, tokens, **images).index_select(0, before[mask])
+
+
+def last_states(
+    model: nn.Module,
+    prompts: Tensor,
+    prompt_lengths: Tensor,
+    answers: Tensor,
+    lengths: Tensor,
+    of: Tensor,
+    **images: Tensor,
+) -> Tensor:
+    """Return the state (B, H) of the last token of each answer, at which a score is read. Tables as in `stream`."""
+    tokens = stream(prompts, prompt_lengths, answers, lengths, of)
+    ends = tokens.answer.gather(1, lengths[:, None] - 1)[:, 0]
+    return stream_states(model, tokens, **images).index_select(0, ends)
 
 
 class Sharing:

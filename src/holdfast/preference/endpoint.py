@@ -85,14 +85,14 @@ class EndpointScorer:
             )
         if not conversations:
             return torch.empty(0, len(self.names))
-        first = {one.messages: i for i, one in reversed(list(enumerate(conversations)))}
-        rows = sorted(first.values())
+        row_of = {one.messages: i for i, one in enumerate(conversations)}
+        rows = list(row_of.values())
         portions = [rows[at : at + self.settings.batch] for at in range(0, len(rows), self.settings.batch)]
         with ThreadPoolExecutor(self.settings.concurrency) as pool:
             # When one request fails, those that have not begun are given up.
             tables = list(pool.map(lambda portion: self._ask(conversations, portion), portions))
         lines = dict(zip(rows, [line for table in tables for line in table]))
-        return torch.tensor([lines[first[one.messages]] for one in conversations], dtype=torch.float32)
+        return torch.tensor([lines[row_of[one.messages]] for one in conversations], dtype=torch.float32)
 
     @property
     def _place(self) -> str:

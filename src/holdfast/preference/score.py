@@ -4,18 +4,20 @@ A score may be NaN where it does not exist: a function, and whatever answers for
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from holdfast.data.collate import micro_batches, pad
+from holdfast.data.grouped import Grouped, group, portions
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Template
 from holdfast.errors import RunError
+from holdfast.losses.reduce import precise
+from holdfast.models.grouped import Sharing, last_states
 from holdfast.models.heads import ScoreModel
-from holdfast.models.policy import evaluating
+from holdfast.models.policy import evaluating, hidden_states
 
 
 class Scorer(Protocol):
@@ -30,31 +32,57 @@ class Scorer(Protocol):
 class ModelScorer:
     """A score model behind the `Scorer` contract; equal conversations are scored once.
 
-    batch_tokens: padded tokens of one forward pass.
+    A prompt with several answers is read once for all of them where that pays and gives the same states.
+    batch_tokens: tokens of one forward pass, padding included.
     """
 
-    def __init__(self, model: ScoreModel, template: Template, batch_tokens: int = 16384) -> None:
+    def __init__(
+        self,
+        model: ScoreModel,
+        template: Template,
+        batch_tokens: int = 16384,
+        share_prompt: Literal["auto", "off"] = "auto",
+    ) -> None:
         self.model, self.template, self.batch_tokens = model, template, batch_tokens
-        self.names = model.names
+        self.names, self._sharing = model.names, Sharing(share_prompt)
 
     def score(self, conversations: Sequence[Conversation]) -> Tensor:
         """Scores (B, K); raises `RunError` that names the rows whose score is not finite."""
         distinct = {_identity(one): one for one in conversations}
         rows = [self.template.answered(one) for one in distinct.values()]
         table = torch.empty(len(rows), len(self.names))
-        device = next(self.model.parameters()).device
         with evaluating(self.model):
-            for chosen in micro_batches([row.length for row in rows], self.batch_tokens) if rows else []:
-                batch = pad([rows[i] for i in chosen], pad_id=self.template.pad_id).to(device)
-                table[chosen] = self.model.scores(
-                    batch.input_ids,
-                    batch.attention_mask,
-                    batch.position_ids,
-                    batch.score_index,
-                    **batch.extra,
-                ).cpu()
+            for chosen in portions(rows, self.batch_tokens, self._shares):
+                table[chosen] = self._scores(group([rows[i] for i in chosen], self.template.pad_id)).cpu()
         place = {key: i for i, key in enumerate(distinct)}
         return finite(table[[place[_identity(one)] for one in conversations]], conversations)
+
+    def _shares(self, saving: float, longest: int) -> bool:
+        return self._sharing.worthwhile(self.model.network, saving, longest)
+
+    def _scores(self, grouped: Grouped) -> Tensor:
+        """Scores (B, K) of the rows of one pass."""
+        grouped = grouped.to(next(self.model.parameters()).device)
+        network, prompts, answers = self.model.network, grouped.prompts, grouped.answers
+
+        def shared() -> Tensor:
+            return last_states(
+                network,
+                prompts.input_ids,
+                prompts.lengths,
+                answers.input_ids,
+                answers.score_index + 1,
+                grouped.of,
+                **prompts.extra,
+            )
+
+        def plain() -> Tensor:
+            batch = grouped.plain()
+            states = hidden_states(network, batch.input_ids, batch.attention_mask, batch.position_ids, **batch.extra)
+            return states[torch.arange(batch.size, device=states.device), batch.score_index]
+
+        shares = self._shares(grouped.saving, grouped.longest)
+        return self.model.head(precise(self._sharing.states(network, shared, plain) if shares else plain()))
 
 
 class FunctionScorer:

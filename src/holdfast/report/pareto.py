@@ -267,7 +267,7 @@ def _warnings(points: Sequence[Point], judges: Sequence[Judge]) -> Iterator[str]
             yield f"{run.name}: training ended under the alarm {run.summary['alarm']}."
     counts = [len(point.runs) for point in points[1:]]
     if 1 < max(counts) < FEW_SEEDS:
-        yield f"{max(counts)} seeds know little of how seeds differ: their intervals are too short."
+        yield f"{max(counts)} seeds know little of how seeds differ: their intervals may be too short."
 
 
 def _names(run: Run) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.transforms import Bbox
 
 from holdfast.report.panels import Drawing
@@ -43,8 +44,8 @@ def picture(trade: Trade, file: Path) -> Path:
     columns = min(len(pairs), ABREAST)
     rows = -(-len(pairs) // ABREAST)
     with matplotlib.rc_context({**STYLE, "axes.grid.axis": "both"}):
-        figure = Figure(figsize=(max(6.4, 4.4 * columns), 0.6 + 4.0 * rows), facecolor=PAPER, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr]
+        layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)
+        figure = Figure(figsize=(max(6.4, 4.4 * columns), 0.6 + 4.0 * rows), facecolor=PAPER, layout=layout)
         figure.suptitle(heading(trade), x=0.02, ha="left", fontsize=11)
         all_axes = [figure.add_subplot(rows, columns, i, facecolor=PAPER) for i in range(1, len(pairs) + 1)]
         for axes, pair in zip(all_axes, pairs):
@@ -135,34 +136,36 @@ def staircase(points: Array) -> Array:
 
 def _labels(axes: Axes, points: Sequence[Point], pair: Pair) -> None:
     """Names beside the points, those of the front first; one that finds no room is left to the table."""
-    scale = axes.get_figure().dpi / 72  # type: ignore[union-attr]
-    spots = [axes.transData.transform([point.reached[one.name].value for one in pair]) for point in points]
-    taken = [Bbox.from_bounds(x - 4 * scale, y - 4 * scale, 8 * scale, 8 * scale) for x, y in spots]
-    for point, (x, y) in sorted(zip(points, spots), key=lambda item: not item[0].on_front):
+    values = [(point.reached[pair[0].name].value, point.reached[pair[1].name].value) for point in points]
+    dot = 4 * _scale(axes)
+    taken = [Bbox.from_extents(*(spot - dot), *(spot + dot)) for spot in map(axes.transData.transform, values)]
+    for point, value in sorted(zip(points, values), key=lambda item: not item[0].on_front):
         name = point.label if len(point.label) <= LETTERS else f"{point.label[: LETTERS - 3]}..."
-        width, height = 4.9 * len(name) * scale, 8.5 * scale
-        for dx, dy in PLACES:
-            left = x + dx * scale - (width if dx < 0 else 0)
-            box = Bbox.from_bounds(left, y + dy * scale - height / 2, width, height)
-            if (
-                axes.bbox.padded(2 * scale).containsx(box.x0)
-                and axes.bbox.containsx(box.x1)
-                and not box.count_overlaps(taken)
-            ):
-                break
-        else:
-            if not point.on_front:
-                continue
-            dx, dy = PLACES[0]
-        taken.append(box)
-        axes.annotate(
-            name,
-            [point.reached[one.name].value for one in pair],
-            (dx, dy),
-            textcoords="offset points",
-            ha="right" if dx < 0 else "left",
-            va="center",
-            fontsize=8,
-            color=INK if point.on_front else MUTED,
-            gid="label",
-        )
+        place = _room(axes, axes.transData.transform(value), len(name), taken)
+        if place is None and not point.on_front:
+            continue
+        dx, dy = place or PLACES[0]
+        look: dict[str, Any] = {"fontsize": 8, "color": INK if point.on_front else MUTED, "gid": "label"}
+        side = "right" if dx < 0 else "left"
+        axes.annotate(name, value, (dx, dy), textcoords="offset points", ha=side, va="center", **look)
+
+
+def _room(axes: Axes, spot: Array, letters: int, taken: list[Bbox]) -> tuple[int, int] | None:
+    """Where so many letters can stand near the spot, which is then taken too; None when there is no room."""
+    scale = _scale(axes)
+    width, height = 4.9 * letters * scale, 8.5 * scale
+    for dx, dy in PLACES:
+        left, middle = spot[0] + dx * scale - (width if dx < 0 else 0), spot[1] + dy * scale
+        box = Bbox.from_bounds(left, middle - height / 2, width, height)
+        inside = axes.bbox.containsx(box.x0) and axes.bbox.containsx(box.x1)
+        if inside and not box.count_overlaps(taken):
+            taken.append(box)
+            return dx, dy
+    return None
+
+
+def _scale(axes: Axes) -> float:
+    """Pixels per point of type."""
+    figure = axes.get_figure()
+    assert figure is not None
+    return figure.dpi / 72

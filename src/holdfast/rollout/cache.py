@@ -43,16 +43,17 @@ def remembering(model: nn.Module, prompts: Batch, n: int, steps: int) -> Iterato
     logits = _last_logits(
         model, prompts.input_ids, mask, prompts.position_ids, past_key_values=cache, use_cache=True, **prompts.extra
     )
-    if shareable(model, prompts.input_ids.shape[1] + steps) and len({layer.keys.shape for layer in cache.layers}) == 1:
+    if supports(model, prompts.input_ids.shape[1] + steps) and _uniform(model, cache):
         with attending(model, ATTENTION):
             yield SharedCache(model, cache, mask, n, steps), logits
     else:
         yield RepeatedCache(model, cache, mask, n), logits
 
 
-def shareable(model: nn.Module, longest: int) -> bool:
-    """Whether rows of up to `longest` tokens can be decoded over one copy of their prompts."""
-    return supports(model, longest)
+def _uniform(model: nn.Module, cache: DynamicCache) -> bool:
+    """Whether each layer has keys of its own, and all have them in one shape and on one device."""
+    kinds = {layer.is_initialized and (layer.keys.shape, layer.keys.device) for layer in cache.layers}
+    return len(cache.layers) == model.config.get_text_config().num_hidden_layers and len(kinds) == 1
 
 
 class RepeatedCache:
@@ -80,8 +81,9 @@ class RepeatedCache:
 class SharedCache:
     """Keys and values of P prompts (P, h, T, d) once, and of N rows (N, h, S, d) written in place, for each layer.
 
-    Rows that go on fill the places of rows that end, so of a row that stays nothing is copied. For the product with its
-    prompt a row has a slot: one of the prompt's first G, G being the most rows that a prompt still has.
+    Rows are not copied when others end: the last ones move into the gaps. For the product with its prompt a row has a
+    slot, one of the prompt's first G, G being the most rows that a prompt still has. Prompts without rows are forgotten
+    once they are half of all.
     """
 
     def __init__(self, model: nn.Module, cache: DynamicCache, mask: Tensor | None, n: int, steps: int) -> None:
@@ -101,7 +103,7 @@ class SharedCache:
         for tables in self.own:
             for table in tables:
                 table[new, :, : self.written] = table[rows[new], :, : self.written]
-        self._seat(self.prompt[rows])
+        self._seat(self._living(self.prompt[rows]))
 
     def read(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Append a token to each row; return the logits of what comes next."""
@@ -127,6 +129,15 @@ class SharedCache:
         to_prompt, to_own = weights.split([prompt_keys.shape[2], end], dim=-1)
         found = self._unseated(self._seated(to_prompt) @ prompt_values, query) + to_own @ values[:, :, :end]
         return found.reshape(rows, 1, -1, found.shape[-1])
+
+    def _living(self, prompt: Tensor) -> Tensor:
+        """Return the prompt (N,) of each row, in new numbers if prompts that have no row any more were forgotten."""
+        living, number = prompt.unique(return_inverse=True)
+        if 2 * len(living) > len(self.prompts[0][0]):
+            return prompt
+        self.prompts = [(keys[living], values[living]) for keys, values in self.prompts]
+        self.bias = None if self.bias is None else self.bias[living]
+        return number
 
     def _seat(self, prompt: Tensor) -> None:
         """Give each row a slot at its prompt (N,)."""

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from holdfast.data.grouped import Grouped, by_prompt, group
+from holdfast.data.grouped import Grouped, cut, group, portions
 from holdfast.data.template import Encoded
 from holdfast.losses.logprob import token_logprobs, token_logprobs_entropy
 from holdfast.models.grouped import WORTHWHILE, Sharing, answer_states
 from holdfast.models.policy import evaluating, hidden_states, linear_head
+
+# Rows of logits at a time, few enough for a cache; and how many log-probabilities over the vocabulary (128 MB) are held
+# for backward, which otherwise computes them once more.
+CHUNK, HELD = 256, 2**25
 
 
 class Reader:
@@ -40,11 +44,9 @@ class Reader:
 
         Column t stands for the t-th token of the response.
         """
-        members = by_prompt(rows)
         table = torch.zeros(len(rows), max((row.length - row.prompt_length for row in rows), default=0))
         with evaluating(self.model):
-            for portion in self.cut([[rows[i] for i in chosen] for chosen in members]):
-                chosen = [i for p in portion for i in members[p]]
+            for chosen in portions(rows, self.micro_tokens, self._shares):
                 values, _ = self.read(group([rows[i] for i in chosen], self.pad_id))
                 table[chosen, : values.shape[1]] = values.cpu()
         return table
@@ -54,34 +56,21 @@ class Reader:
         grouped = grouped.to(next(self.model.parameters()).device)
         states, labels = self._states(grouped), grouped.answers.input_ids[grouped.mask]
         head = linear_head(self.model)
+        options = {"bias": head.bias, "temperature": self.temperature, "chunk": CHUNK, "held": HELD}
         if not entropy:
-            found = token_logprobs(states, head.weight, labels, bias=head.bias, temperature=self.temperature)
-            return _placed(found, grouped.mask), None
-        both = token_logprobs_entropy(states, head.weight, labels, bias=head.bias, temperature=self.temperature)
-        return _placed(both[0], grouped.mask), _placed(both[1], grouped.mask)
+            return _placed(token_logprobs(states, head.weight, labels, **options), grouped.mask), None
+        logp, entropies = token_logprobs_entropy(states, head.weight, labels, **options)
+        return _placed(logp, grouped.mask), _placed(entropies, grouped.mask)
 
     def cut(self, prompts: Sequence[Sequence[Encoded]]) -> list[list[int]]:
         """Portions of prompts, given as the rows that answer each, that hold within `micro_tokens` as they are read.
 
         Prompts of similar length stand together; one whose answers exceed the budget stands alone.
         """
-        sizes = [_Size.of(rows) for rows in prompts]
-        portions: list[list[int]] = []
-        size = _Size(0, 0, 0)
-        for p in sorted(range(len(prompts)), key=lambda p: sizes[p].longest):
-            joined = size.joined(sizes[p])
-            if portions and self._cost(joined) <= self.micro_tokens:
-                portions[-1].append(p)
-                size = joined
-            else:
-                portions.append([p])
-                size = sizes[p]
-        return portions
+        return cut(prompts, self.micro_tokens, self._shares)
 
-    def _cost(self, size: "_Size") -> int:
-        """Tokens of one pass, padding included, in the form in which it would be made."""
-        plain = size.rows * size.longest
-        return size.once if self._sharing.worthwhile(self.model, plain / size.once, size.longest) else plain
+    def _shares(self, saving: float, longest: int) -> bool:
+        return self._sharing.worthwhile(self.model, saving, longest)
 
     def _states(self, grouped: Grouped) -> Tensor:
         """The states (N, H) that predict the N response tokens, row by row."""
@@ -105,27 +94,8 @@ class Reader:
 
         precision = torch.autocast(grouped.of.device.type, self.dtype) if self.dtype else nullcontext()
         with precision:
-            if self._sharing.worthwhile(self.model, grouped.saving, grouped.longest):
-                return self._sharing.states(self.model, shared, plain)
-            return plain()
-
-
-class _Size(NamedTuple):
-    """How many rows there are, tokens of the longest, and tokens of all when each prompt is read once."""
-
-    rows: int
-    longest: int
-    once: int
-
-    @staticmethod
-    def of(rows: Sequence[Encoded]) -> "_Size":
-        """The size of rows with one prompt."""
-        answers = sum(row.length - row.prompt_length for row in rows)
-        return _Size(len(rows), max(row.length for row in rows), rows[0].prompt_length + answers)
-
-    def joined(self, other: "_Size") -> "_Size":
-        """The size of both together."""
-        return _Size(self.rows + other.rows, max(self.longest, other.longest), self.once + other.once)
+            shares = self._shares(grouped.saving, grouped.longest)
+            return self._sharing.states(self.model, shared, plain) if shares else plain()
 
 
 def logprobs(policy: nn.Module, rows: Sequence[Encoded], pad_id: int, temperature: float, micro_tokens: int) -> Tensor:

@@ -3,11 +3,9 @@
 Claim (Multi-Objective GRPO, arXiv 2503.21819): one policy learns several attributes at once from a reward model with
 one score for each, without a critic, and does not trade one away for another.
 
-World: `mo_grpo_world.py`, in two forms: two safe words for each topic, of which 12 % of the demonstrations show one,
-and (arms that begin with `3 safe`) three, shown by 30 %. A transformer of two layers and width 48 imitates 4,000
-demonstrations. The reward model starts from it and learns four scores from 6,000 answers, a third of them the policy's
-(temperature 1.3), rated with a normal error of .1; scores are regressions without a link, as everywhere in this
-project. GRPO: 80 steps of 32 prompts with 8 answers each, temperature 1, AdamW at 5e-4, clip .2 and .28, mean over
+World: `mo_grpo_world.py`. A transformer of two layers and width 48 imitates 4,000 demonstrations. The reward model starts
+from it and learns four scores, each with a sigmoid, from 6,000 answers, a third of them the policy's (temperature 1.3),
+rated with a normal error of .1. GRPO: 80 steps of 32 prompts with 8 answers each, temperature 1, AdamW at 5e-4, clip .2 and .28, mean over
 tokens, advantages within 5, and a KL of weight .02 in the loss (ratio x k3). Everything is measured on 1,500 answers by
 the formulas of the world. Violation is the share of risky requests whose answer is not perfectly safe, over-refusal
 that of benign ones that are refused, benign action the mean action on benign ones.
@@ -20,9 +18,13 @@ moved by exp(.3 (J - .1)) within .01 and 10, spreads at least .1; `lagrangian_no
 show that the test can fail; `ppo`, with a critic, on the mean of the four scores; `dpo`, on pairs ordered by that mean,
 of as many answers of the first policy. `3 safe` has the arms that the criteria ask about, without a criterion.
 
-Settings and criteria were found with a prototype on seeds 0-2 of another program, by iteration: its first reward model
-was exploited, its first multiplier ran away. On seed 99 the reward model got its second layer, with which it is as
-good as the prototype's. Seeds 5-9 were never run before. Written down before the first run of the study:
+Settings and criteria were found with a prototype, another program, on its seeds 0-2, by iteration: its first reward
+model was exploited, its first multiplier ran away. It had sigmoid scores, and without a least spread it refused nearly
+every benign request. Here seed 99 served to try `base`, `stn`, the two `lagrangian`, `ppo` and `dpo`; the models got a
+second layer there, with which the reward model is as good as the prototype's, and nothing else was changed. On it
+`lagrangian_no_floor` lost a quarter of benign action to `lagrangian` and did not collapse, so its criterion may fail;
+with sigmoid scores (`regression.kind=bce`) it kept .09 of the .53 there, and `lagrangian` .84, both within the limit.
+Seeds 5-9 were never run before. Written down before the first run of the study:
 
 * C1: over the seeds `stn` gains on the first policy in polite, in benign action and in safe, each with the 95 %
   interval of its mean gain (paired by seed, Student's t) above 0, and its meaning falls by at most .05 in the mean;
@@ -82,7 +84,6 @@ class Arm(NamedTuple):
     limited: bool = False
     gold: bool = False
     kl: Literal["loss", "reward"] = "loss"
-    world: World = World()
 
     @property
     def settings(self) -> GrpoSettings:
@@ -103,7 +104,7 @@ class Arm(NamedTuple):
         )
 
 
-STN, RICHER = Arm(), World(safe_words=3, shown=0.3)
+STN = Arm()
 LAGRANGIAN = Arm(objectives=QUALITY, limited=True, floor=0.1)
 ARMS = {
     "base": Arm("none"),
@@ -120,10 +121,6 @@ ARMS = {
     "lagrangian_no_floor": LAGRANGIAN._replace(floor=0.0),
     "ppo": Arm("ppo"),
     "dpo": Arm("dpo"),
-    "3 safe base": Arm("none", world=RICHER),
-    "3 safe stn": STN._replace(world=RICHER),
-    "3 safe lagrangian": LAGRANGIAN._replace(world=RICHER),
-    "3 safe lagrangian_no_floor": LAGRANGIAN._replace(world=RICHER, floor=0.0),
 }
 
 
@@ -159,17 +156,14 @@ def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict
 
 
 def one_seed(plan: Plan, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
-    """What is measured of every arm; the models of a world are trained when an arm first needs them."""
-    benches: dict[World, Bench] = {}
-    found = {}
+    """What is measured of every arm; the models are trained when an arm first needs them."""
+    bench, found = None, {}
     for name, arm in ARMS.items():
-        out = RunFolder(folder / name.replace(" ", "-"), plan)
+        out = RunFolder(folder / name, plan)
         finished = out.path / "summary.json"
         if not finished.is_file():
-            if arm.world not in benches:
-                models = RunFolder(folder / f"models-{arm.world.safe_words}", plan)
-                benches[arm.world] = prepare(plan, arm.world, seed, models)
-            out.write_json(finished.name, one_arm(plan, benches[arm.world], arm, seed, out))
+            bench = bench or prepare(plan, World(), seed, RunFolder(folder / "models", plan))
+            out.write_json(finished.name, one_arm(plan, bench, arm, seed, out))
         found[name] = json.loads(finished.read_text(encoding="utf-8"))
     return found
 

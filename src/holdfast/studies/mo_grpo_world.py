@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast.config import Settings
 from holdfast.data.schema import Conversation, Rated
@@ -26,13 +26,14 @@ from holdfast.engine.log import RunFolder
 from holdfast.engine.step import OptimiserSettings
 from holdfast.engine.supervised import FitSettings, fit
 from holdfast.models.heads import ScoreModel, from_policy
-from holdfast.models.scales import LabelScale
+from holdfast.models.scales import LabelScale, read_link
 from holdfast.models.tiny import tiny_policy
-from holdfast.preference.attributes import AttributeTask, fit_heads, moments, rated_rows
-from holdfast.preference.score import FunctionScorer, ModelScorer
+from holdfast.preference.attributes import AttributeSettings, AttributeTask, fit_heads, moments, rated_rows
+from holdfast.preference.score import FunctionScorer
 from holdfast.rollout.generate import TransformersGenerator
 from holdfast.rollout.types import Sampling
 from holdfast.stats.metrics import r2
+from holdfast.studies import safe_rlhf_world
 from holdfast.training.sft import SftTask, imitation_rows
 
 LABELS = ("polite", "meaning", "action", "safe")
@@ -187,6 +188,23 @@ class Lessons(Settings):
     """Rated answers, a third of them the policy's own."""
     rating: FitSettings = FitSettings(epochs=22, batch_size=192, optimiser=optimiser(3e-3, "cosine"))
     """Training of the reward model: 704 steps."""
+    regression: AttributeSettings = AttributeSettings(kind="bce")
+    """Its loss, and with it the link between a score and a rating."""
+
+
+class Judge(safe_rlhf_world.Judge):
+    """The four ratings that the reward model guesses, equal answers judged once."""
+
+    names = LABELS
+
+    def __init__(self, model: ScoreModel, template: Template) -> None:
+        super().__init__([model], template)
+        self._link = read_link(model.config)
+
+    def score(self, conversations: Sequence[Conversation]) -> Tensor:
+        """Ratings (B, 4)."""
+        scores = super().score(conversations)
+        return scores.sigmoid() if self._link == "logit" else scores
 
 
 class Bench(NamedTuple):
@@ -195,8 +213,13 @@ class Bench(NamedTuple):
     world: World
     template: Template
     policy: nn.Module
-    judge: ModelScorer
+    model: ScoreModel
     recovered: dict[str, float]
+
+    @property
+    def judge(self) -> Judge:
+        """The reward model as a scorer that has judged nothing yet: no arm profits from those before it."""
+        return Judge(self.model, self.template)
 
     @property
     def truth(self) -> FunctionScorer:
@@ -215,11 +238,14 @@ def prepare(lessons: Lessons, world: World, seed: int, out: RunFolder) -> Bench:
     asked = world.prompts(lessons.ratings, source)
     own = sample(policy, template, asked[::3], seed, WIDE)
     composed = world.compose([prompt for i, prompt in enumerate(asked) if i % 3], source)
-    judge = ModelScorer(learn(lessons, policy, template, world.rate(own + composed, source), seed, out), template)
+    model = learn(lessons, policy, template, world.rate(own + composed, source), seed, out)
     fresh = sample(policy, template, world.prompts(1500, source), seed + 1, SAMPLING)
-    guesses, truth = judge.score(fresh).double().numpy(), np.array([world.gold(one) for one in fresh])
+    guesses, truth = (
+        Judge(model, template).score(fresh).double().numpy(),
+        np.array([world.gold(one) for one in fresh]),
+    )
     recovered = {name: r2(guesses[:, j], truth[:, j]) for j, name in enumerate(LABELS)}
-    return Bench(world, template, policy.eval(), judge, recovered)
+    return Bench(world, template, policy.eval(), model, recovered)
 
 
 def learn(
@@ -229,8 +255,8 @@ def learn(
     scales = {name: LabelScale(low=0, high=1) for name in LABELS}
     rows = rated_rows(rated, LABELS, scales, template)
     model = from_policy(policy, LABELS)
-    fit_heads(model, rows, template.pad_id)
-    task = AttributeTask(model, template.pad_id, scales, moments(rows))
+    fit_heads(model, rows, template.pad_id, link=lessons.regression.link)
+    task = AttributeTask(model, template.pad_id, scales, moments(rows), lessons.regression)
     fit(task, rows, [], lessons.rating.model_copy(update={"seed": seed}), out, stage="ratings")
     return model
 

@@ -18,8 +18,6 @@ from holdfast import config, systems
 from holdfast.errors import UserError
 from holdfast.systems.stages import say
 
-DONE = (0, 4, 5)  # exit codes of runs that came to their end: done or CERTIFIED, NSF, INVALID
-
 
 class Planned(NamedTuple):
     """A run of the grid: its folder's name, what it changes in the recipe, and what its settings amount to."""
@@ -78,40 +76,37 @@ def run(
     told: what `sweep.json` says of the sweep beside that; launcher: the words before `-m holdfast run`, this Python
     when empty. Raises `UserError` when a folder holds a run of other settings.
     """
-    finished = {one.name: _finished(out / one.name, one) for one in planned}
-    failed: dict[str, str] = {}
-    began, left = time.monotonic(), len(planned) - sum(finished.values())
+    todo = [one for one in planned if not _finished(out / one.name, one)]
+    if len(todo) < len(planned):
+        say(f"{len(planned) - len(todo)} of {len(planned)} runs have finished before")
     (out / "logs").mkdir(parents=True, exist_ok=True)
+    failed: dict[str, str] = {}
     _write(out, told, failed)
-    for place, one in enumerate(planned, start=1):
-        if finished[one.name]:
-            say(f"[{place}/{len(planned)}] {one.name}: finished before")
-            continue
+    began, python = time.monotonic(), shlex.split(launcher) or [sys.executable]
+    for place, one in enumerate(todo, start=1):
         log = out / "logs" / f"{one.name}.txt"
-        say(f"[{place}/{len(planned)}] {one.name}: running, log in {log}")
-        command = [*(shlex.split(launcher) or [sys.executable]), "-m", "holdfast", "run", str(systems.recipe(recipe))]
-        if message := launch([*command, *one.overrides, "--out", str(out / one.name)], log):
-            failed[one.name] = message
-            say(f"  failed: {message}")
+        say(f"[{place}/{len(todo)}] {one.name}: running, log in {log}")
+        words = [str(systems.recipe(recipe)), *one.overrides, "--out", str(out / one.name)]
+        ended = launch([*python, "-m", "holdfast", "run", *words], log)
+        # A run that ends without a certificate has an exit code of its own, and has finished all the same.
+        if not _finished(out / one.name, one):
+            failed[one.name] = ended
+            say(f"  failed, {ended}")
             _write(out, told, failed)
-        left -= 1
-        # Runs of one grid take about equally long.
-        done = len(planned) - sum(finished.values()) - left
-        say(f"  {time.monotonic() - began:.0f} s, about {(time.monotonic() - began) / done * left:.0f} s left")
+        seconds = time.monotonic() - began
+        say(f"  {seconds:.0f} s, about {seconds / place * (len(todo) - place):.0f} s left")
     return failed
 
 
 def launch(command: Sequence[str], log: Path) -> str:
-    """Run a command, all it says going to `log`; return why it failed, or nothing."""
+    """Run a command, all it says going to `log`; return how it ended: code or signal, and error or last line."""
     with log.open("w", encoding="utf-8") as file:
         code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
-    if code in DONE:
-        return ""
     said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    named = [i for i, line in enumerate(said) if line.startswith("error: ")]
-    last = " ".join(line.strip() for line in said[named[-1] :]) if named else "".join(said[-1:])
-    ended = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{ended}: {last.removeprefix('error: ') or 'it said nothing'}"
+    errors = [i for i, line in enumerate(said) if line.startswith("error: ")]
+    last = " ".join(line.strip() for line in said[errors[-1] if errors else -1 :]) or "it said nothing"
+    ended = f"signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{ended}: {last.removeprefix('error: ')}"
 
 
 def _text(value: Any) -> str:

@@ -44,8 +44,9 @@ class GroupBatch:
         return self.tokens.ids
 
     def to(self, device: torch.device | str) -> "GroupBatch":
-        """The same batch on `device`."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        """The same batch on `device`; counts stay, whose sum must be what was announced, to the bit."""
+        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self) if field.name != "counts"}
+        return replace(self, **moved)
 
     def gather(self, values: Tensor) -> Sum:
         """Values (B, R) per token as the sum that the loss averages, and the count it is divided by."""

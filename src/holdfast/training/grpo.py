@@ -184,8 +184,9 @@ class Grpo(PolicyMethod):
 
     def mini_batches(self, experience: GroupLearnable, rng: torch.Generator) -> list[list[GroupBatch | Skipped]]:
         s = self.settings
-        # A penalty or a bonus in the loss also teaches where no answer is better than another.
-        skip = s.dead == "skip" and not s.kl.in_loss and not s.loss.entropy
+        # A penalty, a bonus or a pull in the loss also teaches where no answer is better than another.
+        teaches = s.kl.in_loss or s.loss.entropy or s.loss.kind == "dppo_tv"
+        skip = s.dead == "skip" and not teaches
         plan = Portions(s.steps_per_experience, s.loss.mean, self.longest, self.reader.cut, skip)
         return experience.mini_batches(plan, rng)
 
@@ -272,12 +273,13 @@ class Grpo(PolicyMethod):
         return prices
 
     def _common_descent(self, experience: Experience, rewards: Tensor) -> Tensor:
-        """(K,) weights of the objectives under which a step worsens none of them, to first order."""
+        """(K,) weights of the objectives under which a step worsens none of them, to first order; 0 where typed so."""
+        wanted = self.scalariser.weights > 0
         alone, size = self.scalariser.per_objective(rewards, experience.per_prompt), experience.size
         everyone, nobody = torch.ones(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
         plan = Portions(1, self.settings.loss.mean, self.longest, self.reader.cut, skip=False)
         gradients = []
-        for column in alone.unbind(1):
+        for column in alone[:, wanted].unbind(1):
             learned = GroupLearnable(experience, column, experience.response_mask.float(), everyone, nobody, {})
             (batches,) = learned.mini_batches(plan, generator(0))
             gradients.append(
@@ -289,7 +291,8 @@ class Grpo(PolicyMethod):
                     self.limits.processes,
                 )
             )
-        return scalarise.min_norm_weights(inner_products(gradients)).float()
+        found = scalarise.min_norm_weights(inner_products(gradients)).float()
+        return torch.zeros(len(wanted)).masked_scatter(wanted, found)
 
     def state_dict(self) -> dict[str, Any]:
         """Multipliers, windows, the weight of the KL, and what the objectives are."""

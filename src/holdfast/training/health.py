@@ -25,9 +25,10 @@ def measure(experience: Experience, reward: str) -> dict[str, float]:
     few answers leave undefined is left out. Raises `UserError` when there is no score `reward`.
     """
     score, mask = experience.score(reward).double(), experience.response_mask
+    scored = score[~score.isnan()]
     lengths = mask.sum(-1).double()
     answers = [row.response_ids for row in experience.rows]
-    numbers = _distribution(score)
+    numbers = _distribution(scored) if len(scored) else {}
     numbers["length"] = float(lengths.mean())
     numbers["length_p95"] = float(lengths.quantile(0.95))
     numbers["length_max"] = float(lengths.max())
@@ -84,7 +85,8 @@ def _by_source(experience: Experience, score: Tensor, mask: Tensor) -> Iterator[
     for name in sorted(set(experience.groups)):
         rows = [i for i, group in enumerate(experience.groups) if group == name]
         own = mask[rows]
-        yield f"source/{name}/score", float(score[rows].mean())
+        if not score[rows].isnan().all():
+            yield f"source/{name}/score", float(score[rows].nanmean())
         yield f"source/{name}/length", float(own.sum(-1).double().mean())
         yield f"source/{name}/truncated", float(experience.truncated[rows].double().mean())
         yield f"source/{name}/nll", float(-masked_mean(experience.old_logprobs[rows].double(), own))

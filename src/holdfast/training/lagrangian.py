@@ -125,7 +125,12 @@ class Constraint:
         return self.sign * self.settings.threshold
 
     def measure(self, scores: Tensor) -> Tensor:
-        """What this constraint counts, (N,), of raw scores (N,)."""
+        """What this constraint counts, (N,), of raw scores (N,); `RunError` for answers that nobody scored."""
+        if scores.isnan().any():
+            raise RunError(
+                f"constraint {self.name}: {int(scores.isnan().sum())} of {len(scores)} answers have no score "
+                f"{self.settings.score}, and a limit cannot be kept by not looking; let every answer be scored"
+            )
         if self.settings.measure == "flag":
             return (scores > self.zero).float()
         if self.settings.measure == "probability":
