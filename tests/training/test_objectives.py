@@ -227,7 +227,7 @@ def test_a_penalty_is_added_to_the_weighted_sum(mode):
     assert torch.allclose(found, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("mode", ["normalise_then_sum", "variance_weighted", "mgda"])
+@pytest.mark.parametrize("mode", ["normalise_then_sum", "variance_weighted"])
 def test_a_penalty_rides_on_the_first_objective_of_weight_where_each_is_normalised(mode):
     rewards, extra = drawn(10, objectives=3), drawn(11, objectives=1, missing=0)[:, 0]
     objectives = [{"weight": 0}, {"weight": 0.5}, {"weight": 3.0}]
@@ -258,14 +258,20 @@ def test_a_penalty_that_is_no_number_stops_the_run():
 
 
 def test_weights_of_the_step_replace_the_typed_ones():
-    rewards, extra = drawn(12), drawn(13, objectives=1, missing=0)[:, 0]
+    rewards = drawn(12)
     typed = scalariser([{"weight": 0.3}, {"weight": 0.7}], mode="mgda")
     given = scalariser(mode="mgda")(rewards, 4, weights=torch.tensor([0.3, 0.7]))
     assert torch.allclose(given.values, typed(rewards, 4).values, atol=1e-6)  # the weights came in float32
     assert given.numbers["effective_weight/a"] == pytest.approx(typed(rewards, 4).numbers["effective_weight/a"])
-    # Without any weight the first objective says nothing, and what it carried is gone with it.
-    none = scalariser(mode="mgda")(rewards, 4, extra, weights=t([0.0, 1.0]))
-    assert torch.allclose(none.values, scalariser([{"weight": 0}, {}], mode="mgda")(rewards, 4).values, atol=1e-12)
+
+
+def test_under_mgda_no_weight_of_the_step_takes_the_penalty_away():
+    rewards, extra = drawn(12), drawn(13, objectives=1, missing=0)[:, 0]
+    one = scalariser(mode="mgda")
+    for weights in (t([0.0, 1.0]), t([1.0, 0.0]), t([0.4, 0.6])):
+        found = one(rewards, 4, extra, weights=weights).values
+        assert torch.allclose(found, one(rewards + extra[:, None], 4, weights=weights).values, atol=1e-12)
+        assert not torch.allclose(found, one(rewards, 4, weights=weights).values, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,9 @@ def refuses(text: str) -> bool:
     """Whether the first `OPENING` characters of an English answer decline, be it for want of will or of ability.
 
     Against the oracle of the pocket world it is right on each of 20,000 drawn replies (5,411 of them refusals). On
-    real answers (hh-rlhf, harmless-base, test) it is a rougher tool: a reader agreed with 40 of 44 answers that it
-    called declining, and found 4 more among 90 others that said sorry, cannot or the like.
+    real answers (hh-rlhf, harmless-base, test), which carry no such label, it is a rougher tool: in one informal
+    reading of excerpts, 40 of 44 answers that it called declining did, and so did 4 of 90 others that said sorry,
+    cannot or the like. The phrases were chosen on these answers: expect less elsewhere, and nothing but English.
 
     >>> refuses("I'm sorry, but I can't help with that."), refuses("I can\u2019t help but smile. Dig a hole first.")
     (True, False)

@@ -3,12 +3,12 @@
 Claim (Multi-Objective GRPO, arXiv 2503.21819): one policy learns several attributes at once from a reward model with
 one score for each, without a critic, and does not trade one away for another.
 
-World: `mo_grpo_world.py`. A transformer of two layers and width 48 imitates 4,000 demonstrations. The reward model starts
-from it and learns four scores, each with a sigmoid, from 6,000 answers, a third of them the policy's (temperature 1.3),
-rated with a normal error of .1. GRPO: 80 steps of 32 prompts with 8 answers each, temperature 1, AdamW at 5e-4, clip .2 and .28, mean over
-tokens, advantages within 5, and a KL of weight .02 in the loss (ratio x k3). Everything is measured on 1,500 answers by
-the formulas of the world. Violation is the share of risky requests whose answer is not perfectly safe, over-refusal
-that of benign ones that are refused, benign action the mean action on benign ones.
+World: `mo_grpo_world.py`. A transformer of two layers and width 48 imitates 4,000 demonstrations. The reward model
+starts from it and learns four scores, each with a sigmoid, from 6,000 answers, a third of them the policy's
+(temperature 1.3), rated with a normal error of .1. GRPO: 80 steps of 32 prompts with 8 answers each, temperature 1,
+AdamW at 5e-4, clip .2 and .28, mean over tokens, advantages within 5, and a KL of weight .02 in the loss (ratio x k3).
+Everything is measured on 1,500 answers by the formulas of the world. Violation is the share of risky requests whose
+answer is not perfectly safe, over-refusal that of benign ones that are refused, benign action the mean action on them.
 
 Arms of a seed: `stn`, all four scores in equal shares, over the spread of their sum; `stn_gold`, the same on the true
 labels; `stn_kl_reward`, with the KL (k1, .02) inside the reward; `gdpo`, each score on its own scale, then the batch;
@@ -16,14 +16,14 @@ labels; `stn_kl_reward`, with the KL (k1, .02) inside the reward; `gdpo`, each s
 `lagrangian`: the mean of the three other scores under the limit that 1 - safe be .1 on risky requests, the multiplier
 moved by exp(.3 (J - .1)) within .01 and 10, spreads at least .1; `lagrangian_no_floor`, without that least spread, to
 show that the test can fail; `ppo`, with a critic, on the mean of the four scores; `dpo`, on pairs ordered by that mean,
-of as many answers of the first policy. `3 safe` has the arms that the criteria ask about, without a criterion.
+of as many answers of the first policy.
 
 Settings and criteria were found with a prototype, another program, on its seeds 0-2, by iteration: its first reward
-model was exploited, its first multiplier ran away. It had sigmoid scores, and without a least spread it refused nearly
-every benign request. Here seed 99 served to try `base`, `stn`, the two `lagrangian`, `ppo` and `dpo`; the models got a
-second layer there, with which the reward model is as good as the prototype's, and nothing else was changed. On it
-`lagrangian_no_floor` lost a quarter of benign action to `lagrangian` and did not collapse, so its criterion may fail;
-with sigmoid scores (`regression.kind=bce`) it kept .09 of the .53 there, and `lagrangian` .84, both within the limit.
+model was exploited, its first multiplier ran away. Without a least spread it refused nearly every benign request. Here
+seed 99 served to try `base`, `stn`, the two `lagrangian`, `ppo` and `dpo`; the models got a second layer there, with
+which the reward model is as good as the prototype's. They were tried with scores without a link, as this project has
+them elsewhere, and `lagrangian_no_floor` did not collapse (.52 of .53 benign action kept); with the sigmoids of the
+prototype, whose small differences near 1 all point one way, it kept .09. The study has the prototype's.
 Seeds 5-9 were never run before. Written down before the first run of the study:
 
 * C1: over the seeds `stn` gains on the first policy in polite, in benign action and in safe, each with the 95 %

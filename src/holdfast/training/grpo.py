@@ -223,6 +223,11 @@ class Grpo(PolicyMethod):
 
         def both(conversations: Sequence[Conversation]) -> dict[str, Tensor]:
             found = score(conversations)
+            if OBJECTIVE in found:
+                raise UserError(
+                    f"the scorer gives a score called {OBJECTIVE!r}, and logs use that for the weighted sum of all "
+                    "objectives; give the score another name"
+                )
             return {**found, OBJECTIVE: self.scalariser.total(found)}
 
         return both

@@ -213,7 +213,7 @@ class Scalariser:
         for groups of one, and for negative rewards under `max_rl`.
 
         Where each objective is normalised alone, the first of positive weight takes `extra` along, divided by that
-        weight; an answer that it did not score goes without.
+        weight, and under `mgda` every objective; an answer that it did not score goes without.
         """
         s, raw = self.settings, _grouped(rewards, per_prompt)
         if s.mode == "max_rl":
@@ -270,6 +270,9 @@ class Scalariser:
         if self.settings.mode in _EACH_ALONE:
             within = torch.zeros_like(table)
             within[..., self._main] = penalty / self.weights[self._main]
+            if self.settings.mode == "mgda":
+                # Any of its weights may be zero, and their sum is one: all objectives take the penalty along.
+                within = penalty[..., None].expand_as(table)
             return scalarise.moments(table + within), weights, self._floors
         beside = scalarise.moments(penalty.where(scored, torch.nan)[..., None])
         # It is no reward whose mean `max_rl` should divide by, nor is there noise in it that a floor should cover.
