@@ -244,8 +244,9 @@ def slow_group(s, columns, weights, typed, floors, extra):
         any(typed[n] and len(known(c)) > 1 and not math.isnan(c[i]) for n, c in columns.items()) for i in range(K)
     ]
     columns = {n: list(c) for n, c in columns.items()}
-    if alone:
-        columns[main] = [x + e / typed[main] for x, e in zip(columns[main], extra)]
+    takers = {"mgda": dict.fromkeys(columns, 1.0)}.get(s.mode, {main: typed[main]}) if alone else {}
+    for name, share in takers.items():
+        columns[name] = [x + e / share for x, e in zip(columns[name], extra)]
     columns = {n: c for n, c in columns.items() if len(known(c)) > 1}
     spread = {n: sd(known(c)) for n, c in columns.items()}
     level = {n: mean(known(c)) for n, c in columns.items()}

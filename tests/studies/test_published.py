@@ -11,7 +11,7 @@ from holdfast.studies import STUDIES
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "studies"
 
 
-@pytest.mark.parametrize("name", ["collapse", "hc_rlhf", "hc_stages", "ppo_max", "safe_rlhf"])
+@pytest.mark.parametrize("name", ["collapse", "hc_rlhf", "hc_stages", "mo_grpo", "ppo_max", "safe_rlhf"])
 def test_the_published_result_is_of_all_seeds(name):
     assert name in STUDIES
     study = importlib.import_module(f"holdfast.studies.{name}")

@@ -94,8 +94,16 @@ def test_in_units_of_the_scores_the_multiplier_is_the_price(bench):
     assert not any(name.startswith("price/") for name in learnable.numbers)
 
 
-def test_a_cost_that_does_not_vary_has_no_price(bench):
-    _, learnable = first(bench, [harm()], {"reward": [1.0, 0.0, 0.5, 0.5], "cost": [0.3] * 4})
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"reward": [1.0, 0.0, 0.5, 0.5], "cost": [0.3] * 4},
+        {"reward": [1.0, float("nan"), 0.5, 0.5], "cost": [1.0, 0.0, 0.0, 0.0]},
+    ],
+    ids=["the cost does not vary", "an answer was not scored"],
+)
+def test_what_has_no_spread_has_no_price(bench, columns):
+    _, learnable = first(bench, [harm()], columns)
     assert "price/harm" not in learnable.numbers
 
 

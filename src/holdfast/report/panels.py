@@ -103,6 +103,34 @@ SOURCE_PANELS = (
     Panel("Distance by source", "KL (k3), nats per token", "", (("source/*/kl_token_k3", "KL"),)),
 )
 
+OBJECTIVE_PANELS = (
+    Panel(
+        "Objectives",
+        "mean score",
+        "As the scorers gave them, and their weighted sum.",
+        (("objective", "weighted sum"),),
+    ),
+    Panel(
+        "What the objectives really weighed",
+        "w sd(R) / sd of the sum",
+        "One that varies little among the answers to a prompt is not heard, whatever its weight.",
+        (("effective_weight", "weight"),),
+    ),
+    Panel(
+        "What an answer was paid",
+        "mean of the batch",
+        "The weighted sum, less the KL and the penalty for length.",
+        (("objective_paid", "paid"),),
+    ),
+    Panel("Groups without a difference", "% of prompts", "Nothing can be learned from them.", (("dead", "all"),)),
+    Panel(
+        "Price of a cost",
+        "objective per unit of cost",
+        "What the multiplier comes to in units of the scores.",
+        (("price", "price"),),
+    ),
+)
+
 CRITIC_PANELS = (
     Panel(
         "Explained variance",

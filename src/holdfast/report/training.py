@@ -11,6 +11,7 @@ from holdfast.report.panels import (
     CRITICS,
     HEALTH_PANELS,
     MACHINE_PANELS,
+    OBJECTIVE_PANELS,
     POLICY,
     SOURCE_PANELS,
     Drawing,
@@ -48,6 +49,7 @@ def training(run: Run) -> Training | None:
     rows = run.stage(POLICY)
     groups = [
         ("", [*policy_drawings(run), *_alarm_drawings(rows)]),
+        ("Objectives", panel_drawings(OBJECTIVE_PANELS, rows)),
         ("Health of the replies", panel_drawings(HEALTH_PANELS, rows)),
         ("By source of the prompt", panel_drawings(SOURCE_PANELS, rows)),
         ("Estimates and coefficients", panel_drawings(MACHINE_PANELS, rows)),

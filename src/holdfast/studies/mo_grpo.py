@@ -60,7 +60,8 @@ from holdfast.stats.compare import paired_t
 from holdfast.stats.estimate import Estimate, mean, proportion
 from holdfast.studies.common import criterion, findings, interval, markdown
 from holdfast.studies.mo_grpo_rivals import dpo, ppo
-from holdfast.studies.mo_grpo_world import LABELS, SAMPLING, Bench, Lessons, World, optimiser, prepare, read, sampler
+from holdfast.studies.mo_grpo_world import LABELS, SAMPLING, Bench, Lessons, World, optimiser, prepare, read
+from holdfast.studies.safe_rlhf_world import sampler
 from holdfast.systems.stages import frozen_reference
 from holdfast.training.grpo import Grpo, GrpoSettings
 from holdfast.training.lagrangian import Constraint, ConstraintSettings

@@ -30,10 +30,10 @@ from holdfast.models.scales import LabelScale, read_link
 from holdfast.models.tiny import tiny_policy
 from holdfast.preference.attributes import AttributeSettings, AttributeTask, fit_heads, moments, rated_rows
 from holdfast.preference.score import FunctionScorer
-from holdfast.rollout.generate import TransformersGenerator
 from holdfast.rollout.types import Sampling
 from holdfast.stats.metrics import r2
 from holdfast.studies import safe_rlhf_world
+from holdfast.studies.safe_rlhf_world import sample
 from holdfast.training.sft import SftTask, imitation_rows
 
 LABELS = ("polite", "meaning", "action", "safe")
@@ -259,17 +259,3 @@ def learn(
     task = AttributeTask(model, template.pad_id, scales, moments(rows), lessons.regression)
     fit(task, rows, [], lessons.rating.model_copy(update={"seed": seed}), out, stage="ratings")
     return model
-
-
-def sampler(policy: nn.Module, template: Template) -> TransformersGenerator:
-    """Answers of the policy as it is now."""
-    return TransformersGenerator(policy, template.stop_ids, template.pad_id)
-
-
-def sample(
-    policy: nn.Module, template: Template, prompts: Sequence[Conversation], seed: int, sampling: Sampling
-) -> list[Conversation]:
-    """One answer to each prompt."""
-    starts = [template.prompt(prompt) for prompt in prompts]
-    found = sampler(policy, template).generate(starts, 1, sampling, seed)
-    return [prompt.answer(template.decode(one.response_ids)) for prompt, one in zip(prompts, found, strict=True)]

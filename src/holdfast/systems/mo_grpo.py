@@ -175,7 +175,7 @@ def refused(settings: MoGrpo, conversations: Sequence[Conversation]) -> list[boo
 def further(settings: MoGrpo, outcome: Outcome) -> dict[str, Any]:
     """What the summary says of a policy beside scores and KL: over-refusal, and in the pocket world true labels."""
     if settings.pocket:
-        true = np.array(label_scores(outcome.conversations))
-        return {f"true_{name}": mean(true[:, column]) for column, name in enumerate(LABELS)}
+        true = dict(zip(LABELS, np.array(label_scores(outcome.conversations)).T))
+        return {f"true_{name}": mean(true[name]) for name in ("politeness", "brevity")}
     declined = refused(settings, outcome.conversations)
     return {"over_refusal": proportion(np.array(declined))} if declined else {}

@@ -179,6 +179,8 @@ class Grpo(PolicyMethod):
         if s.overlong == "mask":
             kept = kept & ~experience.truncated
         silent = (mixed.view(-1, k) == 0).all(-1).repeat_interleave(k)
+        paid = experience.score(OBJECTIVE) + extra
+        numbers |= {"objective_paid": float(paid.nanmean())} if not paid.isnan().all() else {}
         numbers |= found.numbers | weighed.numbers | self._prices(experience, costs)
         return GroupLearnable(experience, mixed, weighed.weights, kept, silent, numbers)
 
@@ -273,7 +275,8 @@ class Grpo(PolicyMethod):
         spread = float(experience.score(OBJECTIVE).view(-1, k).std(-1).nanmean())
         for name, cost in costs.items():
             own = float(cost.view(-1, k).std(-1).mean())
-            if own > 0:
+            # Where no group was scored whole, the spread is not a number.
+            if own > 0 and spread >= 0:
                 prices[f"price/{name}"] = float(self.limits.multiplier(experience, name).mean()) * spread / own
         return prices
 
