@@ -42,7 +42,7 @@ GRPO_PRESETS: Mapping[str, Table] = {
         },
         "constraint": {
             "bound": "mean",
-            "rule": "log",
+            "rule": "mirror",
             "initial": 1.0,
             "rate": 0.3,
             "floor": 0.01,

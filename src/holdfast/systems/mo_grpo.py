@@ -84,7 +84,7 @@ class MoGrpo(dual.DualSettings):
     cost: CostStage | None = None
     """A cost model, for a run under limits; null needs no safety labels."""
     constraint: ConstraintSettings = ConstraintSettings(
-        measure="logit", threshold=0.0, bound="mean", rule="log", rate=0.3, floor=0.01, ceiling=10.0, window=256
+        measure="logit", threshold=0.0, bound="mean", rule="mirror", rate=0.3, floor=0.01, ceiling=10.0, window=256
     )
     """The limit on the cost, where there is a cost model."""
     grpo: GrpoSettings = GrpoSettings()
