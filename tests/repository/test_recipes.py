@@ -12,8 +12,8 @@ from holdfast.errors import UserError
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "src" / "holdfast" / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
-# The arguments of a transformers configuration are not ours to know, nor are the names of labels in the data.
-FREE = (("model", "config"), ("attributes", "labels"))
+# The arguments of a transformers configuration are not ours to know, nor are the names of labels and objectives.
+FREE = (("model", "config"), ("attributes", "labels"), ("grpo", "objectives"))
 
 
 def name_of(path):

@@ -21,7 +21,7 @@ MUTANTS = [
     (HEALTH, ".view(-1, experience.per_prompt).mean(-1)", "", TEST_HEALTH),
     (HEALTH, "/ len(prompts) ** 0.5", "", TEST_HEALTH),
     (HEALTH, "masked_mean(kl_k3(old, ref), mask)", "masked_mean(kl_k3(ref, old), mask)", TEST_HEALTH),
-    (HEALTH, "float(score[rows].mean())", "float(score.mean())", TEST_HEALTH),
+    (HEALTH, "float(score[rows].nanmean())", "float(score.nanmean())", TEST_HEALTH),
     (HEALTH, "masked_mean(k3[rows], own)", "k3[rows].mean()", TEST_HEALTH),
     # Signs.
     (SIGNS, "if not low <= times <= high:", "if not times <= high:", TEST),

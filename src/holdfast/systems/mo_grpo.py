@@ -7,9 +7,10 @@ Equation map:
 
 * one model, K labels, sum m a l(y', y) / sum m a                `losses.regression.masked_regression`
 * R = sum_k w_k R_k, A = (R - mean) / std within the group       `losses.scalarise.sum_then_normalise`
-* other ways from K rewards to one advantage                     `losses.scalarise`, `training.objectives`
+* each reward over its own spread, or over that of all          `losses.scalarise.normalise_then_sum`
+* weights by the spread of each                                 `losses.scalarise.variance_weighted`
 * min(rho A, clip(rho) A), and the other forms of the family     `losses.ratio.weighted`
-* mean over tokens, answers or prompts                           `losses.aggregate`
+* mean over tokens, answers or prompts                           `losses.aggregate.token_weights`, `row_counts`
 * k1 of the answer inside the reward; k2, k3, rho k3 as a loss   `losses.logprob.kl_k1`, `kl_loss`
 * A = (A_r - sum_j lambda_j A_j) / (1 + sum_j lambda_j)          `losses.advantage.mix`
 * multiplier step on mean cost - limit                           `losses.dual.update`
@@ -108,7 +109,8 @@ class MoGrpo(dual.DualSettings):
             raise ValueError(
                 "nothing scores answers; give at least one of attributes, reward, scorers, functions, endpoints"
             )
-        if self.cost is None and self.constraint != type(self).model_fields["constraint"].default and not self.preset:
+        given = self.constraint != type(self).model_fields["constraint"].default
+        if self.cost is None and given and not self.constraints:
             raise ValueError(
                 "constraint limits the cost, and no cost model is trained; add a cost section ({} will do), or limit "
                 "another score under constraints"

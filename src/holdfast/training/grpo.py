@@ -31,7 +31,7 @@ from holdfast.training.common_descent import gradient, inner_products
 from holdfast.training.correction import CorrectionSettings, weigh
 from holdfast.training.group_batch import GroupBatch, GroupLearnable, Portions, Skipped
 from holdfast.training.kl import KlController, KlSettings
-from holdfast.training.objectives import ObjectiveSettings, Scalariser, ScalariserSettings
+from holdfast.training.objectives import ObjectiveSettings, Scalariser, ScalariserSettings, check_objectives
 from holdfast.training.policy import Limits, PolicyMethod, Probe
 
 OBJECTIVE = "objective"
@@ -120,9 +120,10 @@ class GrpoSettings(Settings):
     """Seed of the sampler."""
 
     @model_validator(mode="after")
-    def _one_name_is_taken(self) -> "GrpoSettings":
+    def _objectives_go_together(self) -> "GrpoSettings":
         if OBJECTIVE in self.objectives:
             raise ValueError(f"an objective cannot be called {OBJECTIVE!r}: logs use that for their weighted sum")
+        check_objectives(self.objectives, self.scalarise)
         return self
 
 

@@ -204,9 +204,12 @@ class Learned(Protocol):
     """What an algorithm learns from: the answers, and numbers about them."""
 
     @property
-    def experience(self) -> Experience: ...
+    def experience(self) -> Experience:
+        """The answers."""
+
     @property
-    def numbers(self) -> dict[str, float]: ...
+    def numbers(self) -> dict[str, float]:
+        """What is to be logged of them."""
 
 
 class PolicyMethod:
