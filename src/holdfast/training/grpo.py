@@ -114,6 +114,9 @@ class GrpoSettings(Settings):
     """For answers of a sampler that is not the policy itself."""
     share_prompt: Literal["auto", "off"] = "auto"
     """Read a prompt once for all its answers, where that pays and gives the same numbers."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the layers where the policy learns. `bfloat16` pays on processors that have it; weights, head and
+    log-probabilities stay as they are, and so does the sampler: ratios begin within rounding of 1 and not at 1."""
     steps_per_experience: int = Field(1, ge=1)
     """Optimiser steps in which an experience is learned."""
     seed: int = Field(0, ge=0)
@@ -152,6 +155,7 @@ class Grpo(PolicyMethod):
             collector.settings.sampling.temperature,
             collector.settings.micro_tokens,
             settings.share_prompt,
+            dtype=torch.bfloat16 if settings.precision == "bfloat16" else None,
         )
 
     @property
