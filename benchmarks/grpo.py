@@ -36,6 +36,7 @@ def arguments() -> argparse.Namespace:
         ("steps", 0, "timed steps of a process, after one that is not; 0: 1 to 4, the shorter the answers the more"),
         ("repeats", 5, "how often the sides take turns"),
         ("threads", 2, "threads of torch"),
+        ("micro-tokens", 16384, "padded tokens in one pass of ours"),
         ("rows", -1, "answers in one pass of TRL; -1 tries some, keeps the fastest; 0 is all of them"),
     ):
         parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
@@ -63,6 +64,7 @@ def cases(given: argparse.Namespace) -> dict[str, Case]:
                     group=given.group,
                     steps=given.steps or max(1, min(4, 600 // (prompt + response))),
                     threads=given.threads,
+                    micro_tokens=given.micro_tokens,
                 )
     return found
 

@@ -75,7 +75,7 @@ def holdfast(case: Case, world: World, folder: str, answers: Answers | None) -> 
 
     policy = world.policy
     template = Template(world.tokenizer, max_length=case.prompt + case.response + 1)
-    scorer = ModelScorer(world.scorer, template)
+    scorer = ModelScorer(world.scorer, template, case.micro_tokens)
     sampler: Generator = Given(policy, answers) if answers else TransformersGenerator(policy, (EOS,), PAD)
     collector = Collector(
         policy=policy,
@@ -84,7 +84,9 @@ def holdfast(case: Case, world: World, folder: str, answers: Answers | None) -> 
         template=template,
         score=lambda conversations: {"reward": scorer.score(conversations)[:, 0]},
         settings=RolloutSettings(
-            samples_per_prompt=case.group, sampling=Sampling(max_new_tokens=case.response, temperature=1.0)
+            samples_per_prompt=case.group,
+            sampling=Sampling(max_new_tokens=case.response, temperature=1.0),
+            micro_tokens=case.micro_tokens,
         ),
     )
     settings = GrpoSettings(

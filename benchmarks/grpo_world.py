@@ -41,7 +41,8 @@ class Case:
     """What one process runs.
 
     ends: answers end by themselves, after half of `response` tokens on average; else every answer has them all.
-    rows: answers in one forward and backward pass of TRL, all of a step when 0. sampler: TRL's, transformers or vllm.
+    rows: answers in one forward and backward pass of TRL, all of a step when 0; micro_tokens: padded tokens in one of
+    ours. sampler: TRL's, transformers or vllm.
     """
 
     size: str
@@ -56,6 +57,7 @@ class Case:
     dtype: str = "float32"
     seed: int = 0
     rows: int = 0
+    micro_tokens: int = 16384
     sampler: str = "transformers"
 
     @property

@@ -1,7 +1,7 @@
 """Write the tables of docs/ from the JSON beside this file, and that of the presets: `python benchmarks/tables.py`.
 
-A table stands between `<!-- study NAME -->` or `<!-- presets KIND -->` and `<!-- end -->`. A test compares them, so a table
-cannot drift from the run, or the settings, it came from.
+A table stands between `<!-- study NAME -->`, `<!-- presets KIND -->`, `<!-- grpo -->` or `<!-- scaling -->` and
+`<!-- end -->`. A test compares them, so a table cannot drift from the run, or the settings, it came from.
 """
 
 import importlib
@@ -18,12 +18,14 @@ from holdfast.systems.presets import PRESETS
 ROOT = Path(__file__).parent.parent
 STUDY = re.compile(r"(<!-- study (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- presets (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+SPEED = re.compile(r"(<!-- (grpo|scaling) -->\n).*?(<!-- end -->)", re.DOTALL)
 KINDS = {"ppo": PRESETS, "grpo": GRPO_PRESETS}
 
 
 def written(text: str) -> str:
     """`text` with every table made anew from where it comes from."""
     text = STUDY.sub(lambda found: found[1] + section(found[2]) + found[3], text)
+    text = SPEED.sub(lambda found: f"{found[1]}\n{SPEEDS[found[2]]()}\n\n{found[3]}", text)
     return TABLE.sub(lambda found: f"{found[1]}\n{presets(KINDS[found[2]])}\n\n{found[3]}", text)
 
 
@@ -57,6 +59,58 @@ def section(name: str) -> str:
         found = f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}] n={one['n']}" if one["n"] else "no run"
         lines.append(f"| {one['name']} | {'yes' if one['holds'] else 'NO'} | {found} | {one.get('needed', '')} |")
     return "\n" + table + "\n\n" + "\n".join(lines) + "\n\n"
+
+
+def results(name: str) -> Mapping[str, Any]:
+    """The results of a benchmark by case."""
+    return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))["results"]
+
+
+def grpo() -> str:
+    """A step of GRPO on both sides, case by case."""
+    rows = []
+    for entry in results("grpo").values():
+        case, found = entry["case"], entry["summary"]
+        low, high = found["step_ratio_range"]
+        seconds = [f"{found['seconds'][side]['step']:.2f}" for side in ("trl", "holdfast")]
+        speed = [f"{found['tokens_per_second'][side]:,.0f}" for side in ("trl", "holdfast")]
+        phases = [f"{found['phase_ratio'][phase]:.1f}" for phase in ("generate", "reference", "score", "learn")]
+        rows.append(
+            [
+                f"{found['parameters'] / 1e6:.1f} M",
+                f"{case['prompt']}:{case['response']}" + (", ending" if case["ends"] else ""),
+                f"{case['prompts']} x {case['group']}",
+                f"{entry['largest_difference']['loss']:.0e}",
+                *seconds,
+                f"**{found['step_ratio']:.2f}** ({low:.2f} to {high:.2f})",
+                " / ".join(phases),
+                *speed,
+                f"{found['peak_ratio']:.2f}",
+            ]
+        )
+    columns = ["model", "prompt:answer", "prompts x answers", "difference of the loss", "TRL, s", "holdfast, s"]
+    columns += [
+        "times as fast",
+        "generate / reference / score / learn",
+        "TRL, tokens/s",
+        "holdfast, tokens/s",
+        "peak memory",
+    ]
+    return markdown(columns, rows)
+
+
+def scaling() -> str:
+    """Seconds of a step along each axis, and the exponent of a power law through them."""
+    rows = []
+    for axis, entry in results("grpo_scaling").items():
+        points = [f"{point[axis]}: {point['seconds']['step']:.2f}" for point in entry["points"]]
+        exponents = [f"{entry['exponent'][phase]:.2f}" for phase in ("step", "generate", "reference", "score", "learn")]
+        rows.append([axis, ", ".join(points), *exponents])
+    columns = ["along", "seconds of a step", "exponent", "of generate", "of reference", "of score", "of learn"]
+    return markdown(columns, rows)
+
+
+SPEEDS = {"grpo": grpo, "scaling": scaling}
 
 
 def main() -> None:
