@@ -241,6 +241,16 @@ def test_states_that_differ_are_warned_of_once_and_end_sharing():
     assert not Sharing().worthwhile(model, 9.0, 10)
 
 
+def test_a_network_that_has_diverged_is_compared_when_it_gives_numbers_again():
+    model, states = tiny_policy(VOCABULARY), torch.ones(1, 2)
+    nothing = torch.full_like(states, torch.nan)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Sharing().states(model, lambda: nothing, lambda: nothing) is nothing
+    with pytest.warns(UserWarning, match="changes the states"):
+        Sharing().states(model, lambda: 2 * states, lambda: states)
+
+
 @pytest.mark.parametrize(("apart", "agree"), [(4e-2, True), (6e-2, False)])
 def test_low_precision_is_allowed_more(apart, agree):
     model = tiny_policy(VOCABULARY).bfloat16()

@@ -235,7 +235,11 @@ class Sharing:
         network = unwrapped(model)
         if network not in self._agreed:
             with evaluating(model):
-                self._agreed[network] = _agree(network, shared(), plain())
+                one, other = shared(), plain()
+            if not other.isfinite().all():
+                # A network that has diverged shows nothing here; those who read its numbers say so.
+                return plain()
+            self._agreed[network] = _agree(network, one, other)
         return shared() if self._agreed[network] else plain()
 
 
