@@ -80,6 +80,7 @@ def grpo() -> str:
                 f"{found['parameters'] / 1e6:.1f} M",
                 f"{case['prompt']}:{case['response']}" + (", ending" if case["ends"] else ""),
                 f"{case['prompts']} x {case['group']}",
+                f"{case['micro_tokens']:,}",
                 f"{entry['largest_difference']['loss']:.0e}",
                 *seconds,
                 f"**{found['step_ratio']:.2f}** ({low:.2f} to {high:.2f})",
@@ -88,7 +89,15 @@ def grpo() -> str:
                 f"{found['peak_ratio']:.2f}",
             ]
         )
-    columns = ["model", "prompt:answer", "prompts x answers", "difference of the loss", "TRL, s", "holdfast, s"]
+    columns = [
+        "model",
+        "prompt:answer",
+        "prompts x answers",
+        "our pass, tokens",
+        "difference of the loss",
+        "TRL, s",
+        "holdfast, s",
+    ]
     columns += [
         "times as fast",
         "generate / reference / score / learn",
