@@ -39,8 +39,8 @@ MUTANTS = [
     (GROUPED, "return shared() if self._agreed[network] else plain()", "return shared()", TEST_GROUPED),
     (
         GROUPED,
-        "            with evaluating(model):\n                self",
-        "            if True:\n                self",
+        "            with evaluating(model):\n                one",
+        "            if True:\n                one",
         TEST_GROUPED,
     ),
     (GROUPED, "else 5e-2", "else 1e-2", TEST_GROUPED),
