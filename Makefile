@@ -12,11 +12,11 @@ setup: .venv/ready
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Holdfast needs Python 3.11 or newer"'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[vision]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[vision,classic]'
 	touch $@
 
 .venv/ready-dev: .venv/ready
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[vision,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[vision,classic,dev]'
 	touch $@
 
 demo: setup

@@ -207,7 +207,7 @@ def test_turns_alternate_and_are_not_repeated(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changed", [{"loss": 0.501}, {"reward": 1.01}, {"kl": 0.0101}, {"grad_norm": 2.01}, {"moved": [1.0, 0.01]}]
+    "changed", [{"loss": 0.5001}, {"reward": 1.01}, {"kl": 0.0101}, {"grad_norm": 2.01}, {"moved": [1.0, 0.01]}]
 )
 def test_sides_that_learn_different_things_are_not_timed(monkeypatch, tmp_path, changed):
     asked = spawned(monkeypatch, numbers(**changed))

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from played import Meeting, Played
 
 from holdfast.config import Settings
 from holdfast.data.schema import Conversation
@@ -36,42 +37,6 @@ OPTIMISER = OptimiserSettings(learning_rate=0.01, warmup_ratio=0.0, max_grad_nor
 K, LONGEST = 3, 6
 LIMIT = {"measure": "logit", "c1": 1.0, "initial": 2.0, "bound": "student_t"}
 EVERY = {"reward": {}, "calm": {"direction": "lower", "weight": 0.5}, "patchy": {"weight": 2.0}}
-
-
-class Meeting:
-    """Where threads that play processes bring their items; one that does not come breaks it up for all."""
-
-    def __init__(self, size):
-        self.size, self.barrier, self.items = size, threading.Barrier(size, timeout=20), [None] * size
-
-    def exchange(self, rank, own):
-        self.barrier.wait()
-        self.items[rank] = own
-        self.barrier.wait()
-        return list(self.items)
-
-
-class Played(Processes):
-    """Process `rank` of those that meet."""
-
-    def __init__(self, rank, meeting):
-        super().__init__()
-        self.rank, self.size, self.meeting = rank, meeting.size, meeting
-
-    def gather(self, items):
-        return [item for one in self.meeting.exchange(self.rank, list(items)) for item in one]
-
-    def sum(self, tensor):
-        return torch.stack([one.clone() for one in self.meeting.exchange(self.rank, tensor.detach())]).sum(0)
-
-    def spread(self, parameters):
-        self.gather([len(list(parameters))])
-
-    def sum_gradients(self, parameters):
-        used = self.sum(torch.tensor([int(p.grad is not None) for p in parameters]))
-        for p, count in zip(parameters, used.tolist()):
-            if count:
-                p.grad = self.sum(torch.zeros_like(p) if p.grad is None else p.grad)
 
 
 class ByPrompt:

@@ -97,7 +97,7 @@ def test_it_agrees_with_the_oracle_of_the_pocket_world():
 def test_on_real_answers_it_follows_what_people_prefer():
     file = SHARED / "hh" / "hh_rlhf_harmless_base_test.jsonl.gz"
     if not file.is_file():
-        pytest.skip(f"no {file.name} beside the checkout")
+        pytest.skip(f"no {file}; set HOLDFAST_SHARED to the folder that holds data/")
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     shares = {

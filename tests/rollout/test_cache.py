@@ -162,8 +162,10 @@ def test_low_precision_stays_low():
         logits = cache.read(torch.arange(4), torch.tensor([3, 3, 9, 9]))
     rows = [[*one.ids, token] for token, one in enumerate(one for one in prompts((3, 9)) for _ in range(2))]
     assert logits.dtype == torch.bfloat16
-    # bfloat16 has eight bits, and logits are of size one; the mean difference is far below that of the worst.
-    assert float((logits - alone(policy, rows)).float().abs().mean()) < 1e-2
+    # Logits are of size one, and four roundings are what the worst of them may be apart.
+    apart = (logits - alone(policy, rows).detach()).float().abs()
+    assert float(apart.max()) < 3.8 * torch.finfo(torch.bfloat16).eps
+    assert float(apart.mean()) < torch.finfo(torch.bfloat16).eps
 
 
 def test_the_model_attends_as_before_also_when_something_fails():

@@ -10,6 +10,7 @@ from holdfast.data.collate import pad
 from holdfast.data.template import Encoded
 from holdfast.errors import UserError
 from holdfast.models.adapters import AdapterSettings, with_adapter
+from holdfast.models.packed import packed, usable
 from holdfast.models.policy import response_logprobs
 from holdfast.models.tiny import tiny_llava, tiny_policy
 from holdfast.rollout import cache, generate
@@ -88,6 +89,19 @@ def test_tokens_are_the_same_where_the_prompt_is_repeated(monkeypatch, batch_tok
     policy, sampling = sharp(tiny_policy(VOCABULARY, seed=1)), Sampling(max_new_tokens=24, temperature=0.9)
     samples = TransformersGenerator(policy, STOPS, PAD, batch_tokens=batch_tokens).generate(prompts(), 4, sampling, 1)
     assert tokens(samples) == [ids for ids, _ in oracle(policy, prompts(), 4, sampling, 1)]
+
+
+def test_tokens_are_the_same_where_weights_are_packed():
+    policy, sampling = sharp(tiny_policy(VOCABULARY, hidden=384, seed=1)), Sampling(max_new_tokens=24, temperature=0.9)
+    if usable():
+        with torch.no_grad(), packed(policy) as names:
+            assert "model.layers.0.mlp.down_proj" in names
+    samples = TransformersGenerator(policy, STOPS, PAD).generate(prompts(), 4, sampling, 1)
+    plain = oracle(policy, prompts(), 4, sampling, 1)
+    assert tokens(samples) == [ids for ids, _ in plain]
+    for sample, (_, logprobs) in zip(samples, plain, strict=True):
+        # Logits reach 100, and both sides round sums of 384 products.
+        assert sample.logprobs == pytest.approx(logprobs, abs=1e-4)
 
 
 def test_tokens_are_those_of_the_adapted_policy():

@@ -71,7 +71,7 @@ def test_the_summary_compares_what_was_learned_with_what_is_true(finished):
     assert "mo_grpo" in page
 
 
-def test_half_of_the_prompts_of_every_iteration_are_benign(finished, tmp_path, monkeypatch):
+def test_half_of_the_prompts_of_every_iteration_are_benign(tmp_path, monkeypatch):
     seen = []
     real = mo_grpo.Grpo.collect
 
@@ -163,6 +163,8 @@ def test_refusals_of_benign_prompts_are_counted_where_the_truth_is_not_known():
     ]
     said = ["I'm sorry, but I can't help with that.", "Sure: flour, water, salt."]
     answers = [one.answer(text) for one in asked for text in said]
-    assert mo_grpo.refused(real, answers) == [True, False]
+    found = mo_grpo.refusals(real, answers)
+    assert found is not None
+    assert found.value == 0.5
     assert mo_grpo.probe(real, answers) == {"over_refusal": 0.5}
     assert mo_grpo.probe(real.model_copy(update={"benign": None}), answers) == {}

@@ -88,8 +88,8 @@ MUTANTS = [
     ),
     (
         BATCH,
-        "self.experience.rows[row].length - self.experience.rows[row].prompt_length",
-        "self.experience.rows[row].length",
+        "torch.tensor(self.experience.places.lengths)[rows]",
+        "torch.tensor([one.length for one in self.experience.rows])[rows]",
         TEST_BATCH,
     ),
     (BATCH, "ref_logprobs=experience.ref_logprobs[chosen", "ref_logprobs=old[chosen", TEST_BATCH),

@@ -103,8 +103,17 @@ def test_in_units_of_the_scores_the_multiplier_is_the_price(bench):
     ids=["the cost does not vary", "an answer was not scored"],
 )
 def test_what_has_no_spread_has_no_price(bench, columns):
-    _, learnable = first(bench, [harm()], columns)
+    _, learnable = first(bench, [harm()], columns, cost_floor=0.0)
     assert "price/harm" not in learnable.numbers
+
+
+def test_the_price_knows_the_floors_that_advantages_are_divided_by(bench):
+    nearly = {"reward": [0.51, 0.50, 0.49, 0.50], "cost": [0.012, 0.010, 0.009, 0.011]}
+    _, learnable = first(bench, [harm()], nearly, cost_floor=0.5, scalarise={"std_floor": 0.2})
+    assert learnable.numbers["price/harm"] == pytest.approx(2 * 0.2 / 0.5)
+    advantages = learnable.advantages.tolist()
+    # Both differences over their floors: (.01 / .2 - 2 x .0015 / .5) / 3, the first answer's.
+    assert advantages[0] == pytest.approx((0.01 / 0.2 - 2 * 0.0015 / 0.5) / 3, rel=1e-3)
 
 
 def test_logs_hold_the_weighted_sum_of_all_objectives(bench):

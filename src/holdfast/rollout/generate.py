@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from holdfast.data.collate import Batch, micro_batches, pad
 from holdfast.data.template import Encoded
 from holdfast.errors import UserError
+from holdfast.models.packed import packed
 from holdfast.models.policy import check_images, evaluating, unwrapped
 from holdfast.rollout.cache import Cache, remembering
 from holdfast.rollout.sample import distribution, draw, uniforms
@@ -44,7 +45,7 @@ class TransformersGenerator:
         streams = torch.from_numpy(uniforms(seed, len(prompts) * n, sampling.max_new_tokens))
         samples: dict[int, Sample] = {}
         sizes = [n * (prompt.length + sampling.max_new_tokens) for prompt in prompts]
-        with evaluating(self.policy):
+        with evaluating(self.policy), packed(self.policy):
             for group in micro_batches(sizes, self.batch_tokens):
                 rows = [index * n + k for index in group for k in range(n)]
                 batch = pad([prompts[index] for index in group], side="left", pad_id=self.pad_id)

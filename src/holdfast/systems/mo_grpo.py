@@ -31,7 +31,7 @@ Departures, each with its reason:
 4. A limit on a cost in place of a weight on safety; without a floor on the cost's spread it ends in refusals.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -47,8 +47,8 @@ from holdfast.engine.step import OptimiserSettings
 from holdfast.errors import UserError
 from holdfast.evaluate.policy import Outcome
 from holdfast.pocket.ratings import LABELS, label_scores
-from holdfast.preference.refusal import refuses
-from holdfast.stats.estimate import mean, proportion
+from holdfast.preference.refusal import over_refusal
+from holdfast.stats.estimate import Estimate, mean
 from holdfast.systems import dual, exam, stages
 from holdfast.systems.grpo_presets import GRPO_PRESETS, GrpoPreset
 from holdfast.systems.presets import over
@@ -144,7 +144,9 @@ def improve(settings: MoGrpo, bench: dual.Bench, reference: exam.Reference) -> d
     return facts
 
 
-def mixture(settings: MoGrpo, prompts: Sequence[Conversation], online: OnlineSettings) -> Any:
+def mixture(
+    settings: MoGrpo, prompts: Sequence[Conversation], online: OnlineSettings
+) -> Callable[[int], list[int]] | None:
     """What chooses the prompts of each iteration, or None where they come as they are."""
     if settings.benign is None:
         return None
@@ -164,14 +166,13 @@ def probe(settings: MoGrpo, conversations: Sequence[Conversation]) -> dict[str, 
     """What is seen of training answers beside scores: refusals of benign prompts, or in the pocket world the truth."""
     if settings.pocket:
         return exam.probe(conversations)
-    declined = refused(settings, conversations)
-    return {"over_refusal": float(np.mean(declined))} if declined else {}
+    found = refusals(settings, conversations)
+    return {"over_refusal": found.value} if found else {}
 
 
-def refused(settings: MoGrpo, conversations: Sequence[Conversation]) -> list[bool]:
-    """Of each answer to a benign prompt whether it declines."""
-    benign = settings.benign.of(conversations) if settings.benign else [False] * len(conversations)
-    return [refuses(one.response) for one, harmless in zip(conversations, benign) if harmless]
+def refusals(settings: MoGrpo, conversations: Sequence[Conversation]) -> Estimate | None:
+    """The share of answers to benign prompts that decline; None where no prompt is known to be benign."""
+    return over_refusal(conversations, settings.benign.of(conversations)).estimate() if settings.benign else None
 
 
 def further(settings: MoGrpo, outcome: Outcome) -> dict[str, Any]:
@@ -179,5 +180,5 @@ def further(settings: MoGrpo, outcome: Outcome) -> dict[str, Any]:
     if settings.pocket:
         true = dict(zip(LABELS, np.array(label_scores(outcome.conversations)).T))
         return {f"true_{name}": mean(true[name]) for name in ("politeness", "brevity")}
-    declined = refused(settings, outcome.conversations)
-    return {"over_refusal": proportion(np.array(declined))} if declined else {}
+    found = refusals(settings, outcome.conversations)
+    return {"over_refusal": found} if found else {}

@@ -58,7 +58,6 @@ class Skipped:
     """Answers that teach nothing: they count in every mean and are not read."""
 
     count: float
-    ids: tuple[str, ...] = ()
 
 
 class Portions(NamedTuple):
@@ -102,9 +101,7 @@ class GroupLearnable:
     def _batches(self, prompts: list[list[int]], plan: Portions) -> list[GroupBatch | Skipped]:
         """The answers of one optimiser step; what each weighs depends on nothing but the step as a whole."""
         rows = [row for answers in prompts for row in answers]
-        lengths = torch.tensor(
-            [self.experience.rows[row].length - self.experience.rows[row].prompt_length for row in rows]
-        )
+        lengths = torch.tensor(self.experience.places.lengths)[rows]
         of = torch.tensor([p for p, answers in enumerate(prompts) for _ in answers])
         weights, counts = torch.zeros(2, self.experience.size)
         weights[rows] = aggregate.token_weights(plan.mean, lengths, of)

@@ -272,14 +272,16 @@ class Grpo(PolicyMethod):
     def _prices(self, experience: Experience, costs: Mapping[str, Tensor]) -> dict[str, float]:
         """What a unit of each limited cost is charged, in units of the objective.
 
-        Where advantages are divided by spreads the multiplier alone is no price; times sd(objective)/sd(cost) it is.
+        Where advantages are divided by spreads the multiplier alone is no price; times sd(objective)/sd(cost), neither
+        below its floor, it is.
         """
         if self.settings.scalarise.mode in UNSCALED:
             return {}
         k, prices = experience.per_prompt, {}
-        spread = float(experience.score(OBJECTIVE).view(-1, k).std(-1).nanmean())
+        spreads = experience.score(OBJECTIVE).view(-1, k).std(-1)
+        spread = float(spreads.clamp(min=self.scalariser.floor).nanmean())
         for name, cost in costs.items():
-            own = float(cost.view(-1, k).std(-1).mean())
+            own = float(cost.view(-1, k).std(-1).clamp(min=self.settings.cost_floor).mean())
             # Where no group was scored whole, the spread is not a number.
             if own > 0 and spread >= 0:
                 prices[f"price/{name}"] = float(self.limits.multiplier(experience, name).mean()) * spread / own

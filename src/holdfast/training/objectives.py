@@ -159,6 +159,11 @@ class Scalariser:
                 needs[k, place] = torch.maximum(needs[k, place], self._signs[place] * value)
         return needs
 
+    @property
+    def floor(self) -> float:
+        """The least spread by which the weighted sum is divided: that of objectives that vary together."""
+        return float((self.weights * self._floors).sum())
+
     def rewards(self, experience: Experience) -> Tensor:
         """(N, K) the objectives' scores, turned so that more is better; NaN where an answer was not scored.
 
