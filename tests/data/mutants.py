@@ -120,7 +120,7 @@ _CHANGES = [
     (_FORMATS, '("x", answers), ("y", answers[::-1])', '("x", answers), ("y", answers)'),
     (_FORMATS, "rating(row[name], name, 0, 4)", "rating(row[name], name, 1, 5)"),
     (_FORMATS, "name, 1, 5) for name, note", "name, 0, 5) for name, note"),
-    (_FORMATS, "and not rated and not row.keys()", "and not row.keys()"),
+    (_FORMATS, "and not judged and not row.keys()", "and not row.keys()"),
     (_FORMATS, 'if row.get(name) not in (None, "")', "if name in row"),
     (_VALUES, 'number = None if value == "N/A" else', "number ="),
     (_VALUES, 'or names[-1] != "user"', ""),

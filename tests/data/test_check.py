@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from holdfast.data.check import check, disagreements, label_counts, render
-from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated
+from holdfast.data.schema import Classified, Conversation, DualPair, Labelled, Pair, Ranked, Rated, Scored
 from holdfast.data.sources import DataSettings, write_jsonl
 from holdfast.data.template import Template
 
@@ -199,3 +199,29 @@ def test_markup_in_reasons_is_shown_as_it_is(tmp_path) -> None:
     console = Console(width=110, record=True, file=io.StringIO())
     console.print(render(check({"a": DataSettings(path=str(path))})))
     assert "got ['user']" in console.export_text()
+
+
+def test_rewards_ranks_and_classes_are_counted(tmp_path: Path) -> None:
+    ranks = [
+        Ranked(id="1", prompt=ASK, responses=("yes", "no it is"), rewards=(1.0, 0.0)),
+        Ranked(id="2", prompt=ASK, responses=("no it is", "yes")),
+    ]
+    texts = [Classified(id=str(i), conversation=ASK, label="ab"[i % 2], group="g") for i in range(3)]
+    assert label_counts([*ranks, *texts, Scored(id="3", conversation=ASK.answer("no"), scores={"x": 1.0})]) == {
+        "2 ranked answers, with rewards": 1,
+        "2 ranked answers, without rewards": 1,
+        "class a": 2,
+        "class b": 1,
+        "scored x": 1,
+    }
+    others = [texts[0].model_copy(update={"conversation": Conversation.ask("four")})]
+    files = {
+        name: DataSettings(path=str(write_jsonl(rows, tmp_path / f"{name}.jsonl")))
+        for name, rows in {"ranks": ranks, "texts": texts, "others": others}.items()
+    }
+    report = check(files)
+    first = report.sources[0]
+    assert (first.same_prompt, first.same_row) == (1, 1)
+    assert (first.lengths.prompt[-1], first.lengths.response[0], first.lengths.response[-1]) == (3.0, 2.0, 3.0)
+    # The three texts and the other one are related by their group alone.
+    assert report.leaks == {"ranks / texts": 3, "ranks / others": 0, "texts / others": 1}

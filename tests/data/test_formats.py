@@ -5,7 +5,7 @@ import math
 import pytest
 
 from holdfast.data.formats import FORMATS, recognise
-from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated
+from holdfast.data.schema import Classified, Conversation, DualPair, Labelled, Pair, Rated
 from holdfast.data.values import Place, transcript
 from holdfast.errors import UserError
 
@@ -70,6 +70,7 @@ RPR = {
     "category_y": "Scientific Rigor",
     "profile_0": "p",
 }
+CLASS = {"id": "c1", "group_id": "g", "text": "q", "label": 12, "label_name": "card_arrival", "split": "train"}
 SINGLE = {"prompt": "q", "chosen": "x", "rejected": "y", "same_prompt": True, "split": "test", "id": "s1"}
 
 
@@ -371,6 +372,43 @@ def test_diasafety_labels_one_are_unsafe() -> None:
         convert({**row, "response": ""})
 
 
+def test_a_class_has_the_name_that_the_row_gives_it() -> None:
+    row = convert(CLASS)
+    assert isinstance(row, Classified)
+    assert (row.id, row.label, row.group, row.split) == ("c1", "card_arrival", "g", "train")
+    assert row.conversation == Conversation.ask("q")
+    assert convert({"text": "q", "label": 0, "votes": {"n": 3}}).label == "0"
+    assert convert({"text": "q", "label": 2.0, "label_name": None, "group": "own"}).group == "own"
+    assert convert({"text": "q", "label": -1.0, "group": None, "group_id": 0}).group == "0"
+    assert convert({"text": "q", "label": -1.0}).label == "-1"
+    assert convert({"text": "q", "label": "yes", "label_name": ""}).label == "yes"
+    talk = {"messages": [user("q"), assistant("x")]}
+    assert convert({"conversation": talk, "label": "yes"}).conversation.response == "x"
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        ({"label": None}, "label must be the name or the number of a class, got None"),
+        ({"label": " "}, "label must be the name or the number of a class"),
+        ({"label": 0.5}, "label must be the name or the number of a class, got 0.5"),
+        ({"label": True}, "label must be the name or the number of a class, got True"),
+        ({"label": [1]}, "label must be the name or the number of a class"),
+        ({"label_name": 0.5}, "label_name must be the name or the number of a class, got 0.5"),
+        ({"text": ""}, "text is empty"),
+        ({"text": None}, "text must be text, not NoneType"),
+    ],
+)
+def test_classified_rows_that_cannot_be_used(change, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        convert({"text": "q", "label": 1, **change})
+
+
+def test_classified_rows_need_a_text() -> None:
+    with pytest.raises(ValueError, match="text must be text, not NoneType"):
+        FORMATS["classified"].convert({"label": 1}, PLACE)
+
+
 def test_a_missing_rating_is_not_a_number() -> None:
     talk = {"messages": [user("q"), assistant("x")]}
     rated = convert({"conversation": talk, "labels": {"help": 2.5, "tone": None}})
@@ -396,6 +434,19 @@ def test_a_recorded_image_must_be_the_same_file(tmp_path) -> None:
         (STEER, "helpsteer2"),
         (ULTRA, "ultrafeedback"),
         (RPR, "rpr"),
+        (CLASS, "classified"),
+        ({"prompt": "q", "responses": ["x", "y"], "safer_id": 0}, "dual"),
+        ({"prompt": "q", "responses": ["x", "y"], "rewards": None}, "ranked"),
+        ({"prompt": "q", "response": "x", "reward": 0.5}, "scored"),
+        ({"prompt": "q", "response": "x", "rewards": {"help": 0.5}}, "scored"),
+        ({"conversation": {}, "scores": {}}, "scored"),
+        ({"conversation": {}, "labels": {}}, "rated"),
+        ({"conversation": {}, "safe": True}, "labelled"),
+        ({"conversation": {}, "label": "yes"}, "classified"),
+        ({"prefix": [], "suffix": [], "reward": []}, "pro"),
+        ({"context": "q", "response": "x", "label": 1}, "diasafety"),
+        # A prompt whose answer is absent stays a prompt, whatever reward it names.
+        ({"prompt": "q", "reward": 0.5}, "prompts"),
         # An answer without ratings does not make a prompt anything else.
         ({"prompt": "q", "response": "x"}, "prompts"),
     ],
@@ -405,8 +456,8 @@ def test_each_data_set_is_recognised_as_itself(row, name) -> None:
 
 
 def test_unknown_and_ambiguous_columns_are_listed() -> None:
-    with pytest.raises(UserError, match=r"file: no known format fits its columns \(label, text\)") as error:
-        recognise({"text": "a", "label": 1}, "file")
+    with pytest.raises(UserError, match=r"file: no known format fits its columns \(colour, text\)") as error:
+        recognise({"text": "a", "colour": 1}, "file")
     for name in FORMATS:
         assert f"\n  {name}: " in str(error.value)
     with pytest.raises(UserError, match=r"several formats fit .*pku_safe_rlhf, trl_pairs"):

@@ -13,8 +13,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from holdfast.data.formats import FORMATS
-from holdfast.data.schema import Conversation, DualPair, Image, Labelled, Pair, Rated
+from holdfast.data.formats import FORMATS, recognise
+from holdfast.data.schema import Classified, Conversation, DualPair, Image, Labelled, Pair, Ranked, Rated, Scored
 from holdfast.data.sources import DataSettings, read, write_jsonl
 from holdfast.errors import UserError
 
@@ -238,6 +238,12 @@ def test_what_is_written_is_read_back_equal(tmp_path) -> None:
         ],
         "prompts": [prompt, prompt.answer("a")],
         "rated": [Rated(id="4", conversation=prompt.answer("a"), labels={"help": 0.5})],
+        "scored": [Scored(id="5", conversation=prompt.answer("a"), scores={"b": 0.5, "a": -1e-9}, split="train")],
+        "ranked": [
+            Ranked(id="6", prompt=prompt, responses=("b", "a", "c"), rewards=(0.5, 0.5, -2.0), preferred=2),
+            Ranked(id="7", prompt=prompt, responses=("b", "a"), source="s"),
+        ],
+        "classified": [Classified(id="8", conversation=prompt.answer("a"), label="x", group="g")],
     }
     for name, records in kinds.items():
         for ending in (".jsonl", ".jsonl.gz"):
@@ -323,3 +329,49 @@ def test_the_facts_of_the_dialogue_safety_file() -> None:
         sizes[split] = len(rows.records) + rows.skipped
         assert {row.reason for row in rows.bad} <= {"response is empty"}
     assert sizes == {"train": 9017, "val": 1097, "test": 1095}
+
+
+def raw_rows(path: str) -> list[dict]:
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        return [json.loads(line) for line in stream]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "name, classes, splits",
+    [
+        ("davidson_offensive", 3, {"": 24783}),
+        ("creak", 2, {"train": 10176, "dev": 1371, "contrast": 500}),
+        ("banking77", 77, {"train": 10003, "test": 3080}),
+        (
+            "clinc150",
+            151,
+            {"train": 15000, "val": 3000, "test": 4500, "oos_train": 100, "oos_val": 100, "oos_test": 1000},
+        ),
+    ],
+)
+def test_the_facts_of_the_classified_files(name, classes, splits) -> None:
+    rows = read(DataSettings(path=shared(f"w2s/{name}.jsonl.gz"), split="all"))
+    assert rows.format == "classified"
+    assert Counter(row.split for row in rows.records) == splits
+    assert len({row.label for row in rows.records}) == classes
+    assert len({row.id for row in rows.records}) == sum(splits.values())
+    assert all(row.group for row in rows.records) == (name == "creak")
+
+
+@pytest.mark.shared
+def test_the_shorter_answer_is_often_the_chosen_one() -> None:
+    """A supervisor that learned length is easily imitated, errors and all."""
+    raw = raw_rows(shared("w2s/hh_harmless_single_turn.jsonl.gz"))
+    longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in raw)
+    assert longer / len(raw) == pytest.approx(0.408, abs=5e-4)  # the README gives three digits
+    multi = read(DataSettings(path=shared("w2s/hh_harmless_base_test.jsonl.gz"), split="all", on_bad_row="skip"))
+    assert multi.format == "single_turn_pairs"
+    assert len(multi.records) + multi.skipped == 2312
+
+
+@pytest.mark.shared
+def test_positions_are_no_texts() -> None:
+    (first, *_) = raw_rows(shared("w2s/chess_puzzles.jsonl.gz"))
+    with pytest.raises(UserError, match="no known format fits"):
+        recognise(first, "chess_puzzles")

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from holdfast.data.schema import Conversation, DualPair, Image, Labelled, Message, Pair, Rated, Text
+from holdfast.data.schema import Classified, Conversation, DualPair, Image, Labelled, Message, Pair, Ranked, Rated, Text
 from holdfast.data.split import cluster_ids, keys, leaks, pools, prompt_of
 from holdfast.errors import UserError
 
@@ -26,6 +26,8 @@ def test_every_kind_of_record_has_its_prompt() -> None:
         DualPair(id="1", prompt=prompt, responses=("b", "c")),
         Labelled(id="1", conversation=prompt.answer("b"), safe=True),
         Rated(id="1", conversation=prompt.answer("b"), labels={}),
+        Ranked(id="1", prompt=prompt, responses=("b", "c")),
+        Classified(id="1", conversation=prompt, label="d"),
     ]
     assert {prompt_of(record).key for record in records} == {prompt.key}
     with pytest.raises(TypeError, match="a Text has no prompt"):
@@ -98,6 +100,21 @@ def test_images_tie_clusters_in_chains() -> None:
     assert names[0] == names[1] == names[2] != names[3]
     assert cluster_ids(chain[::-1]) == names[::-1]
     assert names[0] == min(key for row in chain[:3] for key in keys(row))
+
+
+def test_groups_tie_clusters_as_images_do() -> None:
+    def claim(text: str, group: str) -> Classified:
+        return Classified(id=text, conversation=Conversation.ask(text), label="true", group=group)
+
+    chain = [claim("one", "A"), claim("two", "A"), claim("Two!", "B"), claim("three", "B"), claim("four", "")]
+    names = cluster_ids(chain)
+    assert len(set(names[:4])) == 1
+    assert names[4] not in names[:4]
+    assert [(a.id, b.id) for a, b in leaks(chain[:1], chain[1:])] == [("one", "two")]
+    # Texts without a group are not related to each other; a pair's group is a taste, not a relation.
+    assert len(set(cluster_ids([claim("five", ""), claim("six", "")]))) == 2
+    pairs = [Pair(id=text, prompt=ask(text), chosen="a", rejected="b", group="A") for text in ("one", "two")]
+    assert len(set(cluster_ids(pairs))) == 2
 
 
 def test_one_question_about_two_pictures_is_two_prompts() -> None:

@@ -127,18 +127,6 @@ MUTANTS = [
         "tests/engine/test_loop.py",
     ),
     # supervised
-    (
-        SUPERVISED,
-        "generator(settings.seed, epoch)",
-        "generator(settings.seed, 0)",
-        "tests/engine/test_supervised.py",
-    ),
-    (
-        SUPERVISED,
-        "math.ceil(len(rows) / settings.batch_size)",
-        "len(rows) // settings.batch_size",
-        "tests/engine/test_supervised.py",
-    ),
     (SUPERVISED, "(len(parts[-1]) + 1) * parts", "len(parts[-1]) * parts", "tests/engine/test_supervised.py"),
     (
         SUPERVISED,

@@ -10,7 +10,7 @@ from holdfast.data.grouped import group
 from holdfast.data.template import Encoded
 from holdfast.models.adapters import AdapterSettings, with_adapter
 from holdfast.models.tiny import tiny_policy
-from holdfast.rollout.reading import Reader, logprobs
+from holdfast.rollout.reading import PromptStates, Reader, logprobs
 
 VOCABULARY, PAD = 30, 0
 
@@ -209,3 +209,123 @@ def test_layers_in_bfloat16_move_log_probabilities_by_some_hundredths(policy):
     assert float(moved.max()) < 0.3
     logp, _ = Reader(policy, PAD, dtype=torch.bfloat16).read(grouped)
     assert all(values.dtype == torch.float32 for values in gradient(policy, uneven(logp)).values())
+
+
+def prompt_alone(policy, row):
+    """(T, H) states of one prompt, read by itself."""
+    return policy.base_model(input_ids=torch.tensor([row.ids[: row.prompt_length]])).last_hidden_state[0]
+
+
+@pytest.mark.parametrize("share", ["auto", "off"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_one_pass_gives_log_probabilities_and_the_states_of_the_prompts(kind, share):
+    policy = sharp(tiny_policy(VOCABULARY, kind=kind, hidden=32))
+    chosen = rows(9, prompts=4)
+    random.Random(1).shuffle(chosen)
+    grouped = group(chosen, PAD)
+    # Compared with the plain pass here and not again, so that below a wrong state is not replaced by a plain one.
+    Reader(policy, PAD).read(grouped)
+    logp, prompts = Reader(policy, PAD, 0.7, share=share).read_with_prompts(grouped)
+    wanted, _ = Reader(policy, PAD, 0.7, share="off").read(grouped)
+    # Sums in another order, in float32, of logits that reach 20.
+    torch.testing.assert_close(logp, wanted, rtol=0, atol=1e-4)
+    assert logp.requires_grad
+    assert len(prompts) == 4
+    assert prompts.states.shape[:2] == prompts.padding.shape
+    for line, hidden, p in zip(prompts.states, prompts.padding, range(4)):
+        row = chosen[grouped.of.tolist().index(p)]
+        # States of about 1 and some 30 operations: the two passes are equal to 1e-5.
+        torch.testing.assert_close(line[~hidden], prompt_alone(policy, row), rtol=0, atol=1e-5)
+        assert line[hidden].eq(0).all()
+        assert hidden.tolist() == [i >= row.prompt_length for i in range(len(hidden))]
+
+
+@pytest.mark.parametrize("share", ["auto", "off"])
+def test_it_is_one_pass_indeed(policy, share):
+    chosen = rows(6, prompts=2, answers=6)
+    grouped = group(chosen, PAD)
+    reader = Reader(policy, PAD, share=share)
+    reader.read(grouped)
+    seen = counted(policy)
+    reader.read_with_prompts(grouped)
+    assert seen == [grouped.tokens if share == "auto" else len(chosen) * grouped.longest]
+
+
+def lengths_and_sums(states, padding):
+    """A number for each prompt in which every state counts, and where it stands."""
+    place = torch.arange(states.shape[1])[None, :, None]
+    return (states * (1 + place)).sum((1, 2)).masked_fill(padding.all(-1), 0)
+
+
+@pytest.mark.parametrize("share", ["auto", "off"])
+@pytest.mark.parametrize("budget", [1, 50, 1000])
+def test_every_row_gets_its_log_probabilities_and_its_prompts_value(policy, share, budget):
+    chosen = rows(7)
+    random.Random(0).shuffle(chosen)
+    policy.train()
+    table, values = Reader(policy, PAD, 0.8, budget, share).logprobs_and_values(chosen, lengths_and_sums)
+    assert policy.training
+    assert not table.requires_grad
+    assert not values.requires_grad
+    wanted = Reader(policy, PAD, 0.8, budget, share).logprobs(chosen)
+    # Sums in another order, in float32, of logits that reach 20.
+    torch.testing.assert_close(table, wanted, rtol=0, atol=1e-4)
+    known = {}
+    for row, value in zip(chosen, values.tolist()):
+        alone = prompt_alone(policy.eval(), row)[None]
+        # A sum of some hundred numbers that are equal to 1e-5.
+        assert value == pytest.approx(float(lengths_and_sums(alone, torch.zeros(alone.shape[:2]).bool())), abs=1e-3)
+        assert known.setdefault(row.id[0], value) == value, "equal prompts have the very same value"
+    assert len(set(known.values())) == 3
+
+
+def test_no_rows_have_no_values(policy):
+    table, values = Reader(policy, PAD).logprobs_and_values([], lengths_and_sums)
+    assert table.shape == (0, 0)
+    assert values.shape == (0,)
+
+
+def bare_prompt(row):
+    n = row.prompt_length
+    return Encoded(row.ids[:n], [False] * n, [False] * n, n - 1, n)
+
+
+@pytest.mark.parametrize("budget", [1, 20, 1000])
+def test_states_of_different_prompts_once(policy, budget):
+    chosen = rows(3, prompts=5)
+    random.Random(2).shuffle(chosen)
+    policy.train()
+    seen = counted(policy)
+    prompts, of = Reader(policy, PAD, micro_tokens=budget).prompt_states(chosen)
+    assert policy.training
+    assert not prompts.states.requires_grad
+    assert len(prompts) == 5
+    assert budget == 1 or max(seen) <= budget
+    assert {1: len(seen), 1000: 5}.get(budget, 5) == 5
+    first = {}
+    for row, p in zip(chosen, of.tolist()):
+        assert first.setdefault(p, row.id[0]) == row.id[0]
+        line, hidden = prompts.states[p], prompts.padding[p]
+        torch.testing.assert_close(line[~hidden], prompt_alone(policy.eval(), row), rtol=0, atol=1e-5)
+        assert line[hidden].eq(0).all()
+    bare = [bare_prompt(row) for row in chosen]
+    again, same = Reader(policy, PAD).prompt_states(bare)
+    assert torch.equal(same, of)
+    torch.testing.assert_close(again.states, prompts.states, rtol=0, atol=1e-5)
+
+
+def test_states_are_read_at_the_precision_of_the_reader(policy):
+    exact, _ = Reader(policy, PAD).prompt_states(rows(8))
+    coarse, _ = Reader(policy, PAD, dtype=torch.bfloat16).prompt_states(rows(8))
+    _, beside = Reader(policy, PAD, dtype=torch.bfloat16, share="off").read_with_prompts(group(rows(8), PAD))
+    assert 1e-4 < float((coarse.states.float() - exact.states).abs().mean()) < 0.05
+    assert 1e-4 < float((beside.states.float() - exact.states).abs().mean()) < 0.05
+
+
+def test_prompts_are_taken_with_no_more_padding_than_they_need():
+    states = torch.arange(24.0).reshape(3, 4, 2)
+    some = PromptStates(states, torch.arange(4) >= torch.tensor([4, 1, 2])[:, None])
+    taken = some.take([2, 1])
+    assert torch.equal(taken.states, states[[2, 1], :2])
+    assert taken.padding.tolist() == [[False, False], [False, True]]
+    assert some.take([]).states.shape == (0, 0, 2)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from holdfast.data.census import Census, census
 from holdfast.data.formats import Readable
-from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated
+from holdfast.data.schema import Classified, Conversation, DualPair, Labelled, Pair, Ranked, Rated, Scored
 from holdfast.data.sources import DataSettings, read
 from holdfast.data.split import keys, leaks, prompt_of
 from holdfast.data.template import PromptTooLong, Template
@@ -59,7 +59,7 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class Report:
-    """All data sets that were checked, and how many rows of one share a prompt or an image with another."""
+    """All data sets that were checked, and how many rows of one share a prompt, an image or a group with another."""
 
     sources: list[SourceReport]
     leaks: dict[str, int]
@@ -121,6 +121,12 @@ def _labels(record: Readable) -> Iterator[str]:
         yield from (f"category {category}" for category in record.categories)
     elif isinstance(record, Rated):
         yield from (f"rated {name}" for name, value in record.labels.items() if value == value)
+    elif isinstance(record, Scored):
+        yield from (f"scored {name}" for name in record.scores)
+    elif isinstance(record, Classified):
+        yield f"class {record.label}"
+    elif isinstance(record, Ranked):
+        yield f"{len(record.responses)} ranked answers, {'without' if record.rewards is None else 'with'} rewards"
     elif isinstance(record, Pair):
         yield "preferred pair"
     else:
@@ -171,8 +177,8 @@ def _content(record: Readable) -> tuple[str, ...]:
 
 
 def _answered(record: Readable) -> list[Conversation]:
-    """The answered conversations a record holds: two for a pair, none for a prompt."""
-    if isinstance(record, DualPair):
+    """The answered conversations a record holds: several for a pair or a ranking, none for a prompt."""
+    if isinstance(record, DualPair | Ranked):
         return [record.prompt.answer(response) for response in record.responses]
     if isinstance(record, Pair):
         return [record.prompt.answer(response) for response in (record.chosen, record.rejected)]
@@ -213,7 +219,7 @@ def render(report: Report) -> RenderableType:
     """The report as tables for a rich console."""
     tables: list[RenderableType] = [_facts(source) for source in report.sources]
     if report.leaks:
-        table = Table("data sets", "rows of the second that share a prompt or an image", title="Leaks")
+        table = Table("data sets", "rows of the second that share a prompt, an image or a group", title="Leaks")
         for pair, count in report.leaks.items():
             table.add_row(pair, str(count) if count == 0 else f"[bold red]{count}[/]")
         tables.append(table)

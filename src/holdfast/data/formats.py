@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated
+from holdfast.data import rewarded
+from holdfast.data.schema import Classified, Conversation, DualPair, Labelled, Pair, Ranked, Rated, Scored
 from holdfast.data.values import (
     Place,
     Row,
     answer_of,
     asked,
+    class_of,
     common_prompt,
     conversation_of,
     flag,
@@ -33,7 +35,7 @@ from holdfast.data.values import (
 )
 from holdfast.errors import UserError
 
-Readable = Conversation | DualPair | Labelled | Pair | Rated
+Readable = Classified | Conversation | DualPair | Labelled | Pair | Ranked | Rated | Scored
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,18 @@ def _rpr(row: Row, place: Place) -> list[Readable]:
     ]
 
 
+def _classified(row: Row, place: Place) -> Classified:
+    """A text with its class: the name of the class where the row has one, and else its number."""
+    if "conversation" in row:
+        conversation = conversation_of(row["conversation"], place)
+    else:
+        conversation = Conversation.ask(text_of(row.get("text"), "text"))
+    name = "label_name" if row.get("label_name") else "label"
+    groups = [str(row[column]) for column in ("group", "group_id") if row.get(column) not in (None, "")]
+    fields = {**place.base(row), "group": groups[0] if groups else ""}
+    return Classified(**fields, conversation=conversation, label=class_of(row[name], name))
+
+
 def _on_axis(prompt: Conversation, chosen: str, rejected: str, row: Row, place: Place) -> DualPair:
     """A pair labelled on one axis only: the other label was not given, which is no tie."""
     winner: dict[str, Any] = {"safer_id": 0} if place.axis == "harmless" else {"helpful_id": 0}
@@ -229,14 +243,29 @@ _ANSWERS = {"responses", "response_0", "response_a", "chosen", "completion"}
 
 
 def _only_prompts(row: Row) -> bool:
-    rated = row.keys() >= {"response", *_HELPSTEER2}
-    return "messages" in row or ("prompt" in row and not rated and not row.keys() & _ANSWERS)
+    judged = row.keys() >= {"response", *_HELPSTEER2} or _is_scored(row)
+    return "messages" in row or ("prompt" in row and not judged and not row.keys() & _ANSWERS)
+
+
+def _is_scored(row: Row) -> bool:
+    answered = row.keys() >= {"prompt", "response"} and bool(row.keys() & {"reward", "rewards"})
+    return answered or row.keys() >= {"conversation", "scores"}
+
+
+def _is_classified(row: Row) -> bool:
+    return "label" in row and bool(row.keys() & {"text", "conversation"})
 
 
 FORMATS: dict[str, Format] = {
-    "dual": Format(("prompt", "responses"), _dual),
+    "dual": Format(("prompt", "responses"), _dual, lambda row: "rewards" not in row, "and no rewards"),
     "labelled": Format(("conversation", "safe"), _labelled),
     "rated": Format(("conversation", "labels"), _rated),
+    "scored": Format((), rewarded.scored, _is_scored, "prompt, response, and reward or rewards by name"),
+    "ranked": Format(
+        ("prompt", "responses"), rewarded.ranked, lambda row: "rewards" in row, "and rewards, which may be null"
+    ),
+    "pro": Format(("prefix", "suffix", "reward"), rewarded.pro),
+    "classified": Format(("label",), _classified, _is_classified, "text or conversation"),
     "prompts": Format((), _prompts, _only_prompts, "messages, or prompt alone"),
     "prompt_completion": Format(("prompt", "completion"), _completion, lambda row: "label" not in row, "and no label"),
     "pku_safe_rlhf": Format(

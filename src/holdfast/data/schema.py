@@ -4,6 +4,8 @@ A message's content is a tuple of text and image parts. A label that was not giv
 """
 
 import hashlib
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -11,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Role = Literal["system", "user", "assistant"]
 Severity = Annotated[int, Field(ge=0, le=3)]
 Rate = Annotated[int, Field(ge=-3, le=3)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _optional(default: Any, **bounds: Any) -> Any:
@@ -217,8 +220,82 @@ class Labelled(Record):
 
 
 class Scored(Record):
-    """One answered conversation with the scores a scorer gave it."""
+    """One answered conversation with the scores a scorer gave it; at least one, all of them finite."""
 
     id: str
     conversation: Conversation
-    scores: dict[str, float]
+    scores: dict[str, Finite] = Field(min_length=1)
+    source: str = ""
+    split: str = ""
+
+
+class Ranked(Record):
+    """Several different answers to one prompt, best first, with their rewards where those are known.
+
+    Rewards never rise from one answer to the next; `Ranked.by_reward` orders answers that come in another order.
+    preferred: the answer a person chose, for answers that rewards have ordered; None where the order says it.
+
+    >>> Ranked(id="1", prompt=Conversation.ask("Tulips?"), responses=("Dig a hole.", "No.")).rewards is None
+    True
+    """
+
+    id: str
+    prompt: Conversation
+    responses: tuple[str, ...]
+    rewards: tuple[Finite, ...] | None = None
+    source: str = ""
+    split: str = ""
+    preferred: int | None = _optional(None, ge=0)
+
+    @classmethod
+    def by_reward(
+        cls, responses: Sequence[str], rewards: Sequence[float], preferred: int | None = None, **fields: Any
+    ) -> "Ranked":
+        """The ranking of `responses` by their `rewards`, highest first; equal rewards keep the order given.
+
+        preferred: index of the answer a person chose, in the order given. Raises `ValueError` as the class does.
+
+        >>> row = Ranked.by_reward(["No.", "Dig."], [0.1, 0.7], preferred=0, id="1", prompt=Conversation.ask("Tulips?"))
+        >>> row.responses, row.rewards, row.preferred
+        (('Dig.', 'No.'), (0.7, 0.1), 1)
+        """
+        if len(rewards) != len(responses):
+            raise ValueError(f"{len(rewards)} rewards were given for {len(responses)} responses")
+        order = sorted(range(len(responses)), key=lambda i: -rewards[i])
+        return cls(
+            responses=tuple(responses[i] for i in order),
+            rewards=tuple(rewards[i] for i in order),
+            preferred=order.index(preferred) if preferred in order else preferred,
+            **fields,
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Ranked":
+        count, stripped = len(self.responses), [response.strip() for response in self.responses]
+        if count < 2:
+            raise ValueError(f"a ranking needs at least 2 responses, got {count}")
+        for i, text in enumerate(stripped):
+            if (first := stripped.index(text)) < i:
+                raise ValueError(f"responses {first} and {i} are equal, so nothing can be learned from their order")
+        if self.rewards is not None and len(self.rewards) != count:
+            raise ValueError(f"{len(self.rewards)} rewards were given for {count} responses")
+        for i, (better, worse) in enumerate(pairwise(self.rewards or ())):
+            if better < worse:
+                raise ValueError(f"response {i + 1} has a higher reward than response {i}; the best must stand first")
+        if self.preferred is not None and self.preferred >= count:
+            raise ValueError(f"preferred is {self.preferred}; it must be below {count}, the number of responses")
+        return self
+
+
+class Classified(Record):
+    """One text, as a prompt or an answered conversation, with the class it belongs to.
+
+    group: what it shares with related texts (an entity, a question), which must not be torn apart by a split.
+    """
+
+    id: str
+    conversation: Conversation
+    label: str = Field(min_length=1)
+    group: str = ""
+    source: str = ""
+    split: str = ""

@@ -1,7 +1,7 @@
 """Pools that share no prompt and no picture, chosen by a hash so that order and additions do not matter.
 
-Rows are tied into clusters when their prompts agree up to case, white space and punctuation, or when they
-show the same image. A cluster goes to one pool as a whole.
+Rows are tied into clusters when their prompts agree up to case, white space and punctuation, when they show the
+same image, or when they name the same group. A cluster goes to one pool as a whole.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from holdfast.data.schema import Conversation, DualPair, Pair, Record
+from holdfast.data.schema import Classified, Conversation, DualPair, Pair, Ranked, Record
 from holdfast.errors import UserError
 
 Item = TypeVar("Item", bound=Record)
@@ -21,7 +21,7 @@ def prompt_of(record: Record) -> Conversation:
     """The prompt of any record that has one."""
     if isinstance(record, Conversation):
         return record.prompt
-    if isinstance(record, Pair | DualPair):
+    if isinstance(record, Pair | DualPair | Ranked):
         return record.prompt
     conversation = getattr(record, "conversation", None)
     if isinstance(conversation, Conversation):
@@ -30,7 +30,7 @@ def prompt_of(record: Record) -> Conversation:
 
 
 def keys(record: Record) -> list[str]:
-    """The keys by which a record is tied to others: its prompt's, then one for each image.
+    """The keys by which a record is tied to others: its prompt's, then one for each image, then its group's.
 
     >>> keys(Conversation.ask("Stir it!")) == keys(Conversation.ask("stir  it"))
     True
@@ -44,7 +44,8 @@ def keys(record: Record) -> list[str]:
         pictures = ",".join(_name(image.sha256, image.path) for image in message.images)
         digest.update(f"{message.role}\x1f{pictures}\x1f{words}\x1e".encode())
     shown = sorted({_name(image.sha256, image.path) for image in prompt.images})
-    return [f"prompt:{digest.hexdigest()}", *(f"image:{name}" for name in shown)]
+    related = [f"group:{record.group}"] if isinstance(record, Classified) and record.group else []
+    return [f"prompt:{digest.hexdigest()}", *(f"image:{name}" for name in shown), *related]
 
 
 def _name(sha256: str, path: str) -> str:
@@ -118,7 +119,7 @@ def _pool_at(place: float, names: Sequence[str], fractions: Mapping[str, float])
 
 
 def leaks(a: Sequence[Record], b: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Each record of `b` that shares its prompt or an image with one of `a`, after the first such of `a`."""
+    """Each record of `b` that shares its prompt, an image or its group with one of `a`, after the first such of `a`."""
     holder: dict[str, Record] = {}
     for record in a:
         for key in keys(record):

@@ -3,6 +3,7 @@
 Every function returns the value in our own terms or raises `ValueError` with a reason that names the column.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -201,6 +202,34 @@ def rating(value: Any, name: str, low: int, high: int) -> float:
     if not low <= number <= high:
         raise ValueError(f"{name} must be {low} to {high}, got {number}")
     return float(number)
+
+
+def number_of(value: Any, name: str) -> float:
+    """A finite number, also from a table that keeps everything as text.
+
+    >>> number_of("0.5", "reward")
+    0.5
+    """
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} must be a finite number, got {value!r}")
+    return number
+
+
+def class_of(value: Any, name: str) -> str:
+    """The name of a class, given as text or as a whole number.
+
+    >>> class_of(3, "label"), class_of("card_arrival", "label")
+    ('3', 'card_arrival')
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool | float) or not isinstance(value, int | str) or not str(value).strip():
+        raise ValueError(f"{name} must be the name or the number of a class, got {value!r}")
+    return str(value)
 
 
 def slug(value: Any) -> str:

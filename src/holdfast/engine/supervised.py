@@ -1,6 +1,5 @@
 """The loop over rows: SFT, preference models, DPO, offline methods and the guard are tasks of it."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -13,7 +12,7 @@ from holdfast.config import Settings
 from holdfast.engine.distributed import Processes
 from holdfast.engine.log import RunFolder
 from holdfast.engine.loop import Loop, every
-from holdfast.engine.seeds import generator
+from holdfast.engine.order import Order, Shuffled
 from holdfast.engine.step import OptimiserSettings, Step, means
 from holdfast.errors import UserError
 from holdfast.losses.reduce import Sum
@@ -55,6 +54,14 @@ class Scheduled(Protocol):
         """Called before step `step` of `total`, from 1; whatever moves must follow from these two numbers."""
 
 
+@runtime_checkable
+class Portioned(Protocol):
+    """A task that reads rows in another way than side by side, answers to one prompt together, say."""
+
+    def portions(self, rows: Sequence[Any], micro_tokens: int) -> list[list[Any]]:
+        """The rows in micro-batches within `micro_tokens` as they are read, the longest first."""
+
+
 class FitSettings(Settings):
     """How long, in what portions, and how often something is written."""
 
@@ -89,27 +96,27 @@ def fit(
     run: RunFolder,
     *,
     stage: str,
+    order: Order | None = None,
 ) -> FitResult:
     """Train `task.model` in place on `rows`, resuming where the run folder's checkpoint of `stage` stands.
 
     Row `metrics.jsonl`: the mean of each loss term per step, `grad_norm`, `lr`; `eval/NAME` where evaluated.
-    A finished stage is only loaded. Raises `UserError` without rows, `RunError` when training cannot go on.
+    order: which rows each step takes, and how many steps there are; without one every epoch shuffles all rows. A
+    finished stage is only loaded. Raises `UserError` without rows, `RunError` when training cannot go on.
     """
     if not rows:
         raise UserError(f"{stage}: no rows to train on")
-    per_epoch = math.ceil(len(rows) / settings.batch_size)
-    total = per_epoch * settings.epochs
+    order = order or Shuffled(len(rows), settings.batch_size, settings.epochs, settings.seed)
+    assert order.count == len(rows), f"{stage}: an order of {order.count} rows for {len(rows)}"
+    total = order.steps
     step = Step(task.model, settings.optimiser, total, run.processes, stage=stage)
 
     def advance(number: int) -> dict[str, float]:
-        epoch, place = divmod(number - 1, per_epoch)
-        order = torch.randperm(len(rows), generator=generator(settings.seed, epoch)).tolist()
-        chosen = order[place * settings.batch_size : (place + 1) * settings.batch_size]
         if isinstance(task, Scheduled):
             task.begin(number, total)
         task.model.train()
-        own = share([rows[i] for i in chosen], run.processes)
-        batches = [task.collate(part) for part in cut(own, settings.micro_tokens)]
+        own = share([rows[i] for i in order.chosen(number)], run.processes)
+        batches = [task.collate(part) for part in _parts(task, own, settings.micro_tokens)]
         numbers = step.step(batches, task.loss, task.counts, task.weights)
         run.log(stage, number, numbers)
         if not eval_rows or not (number == total or every(settings.eval_every, number)):
@@ -128,7 +135,7 @@ def evaluate(
     """The mean of each of the task's metrics over all rows, without gradient and without dropout."""
     processes = processes or Processes()
     with _evaluating(task.model), torch.no_grad():
-        batches = cut(share(rows, processes), micro_tokens)
+        batches = _parts(task, share(rows, processes), micro_tokens)
         return means((task.metrics(task.collate(part)) for part in batches), processes)
 
 
@@ -159,6 +166,12 @@ def cut(rows: Sequence[Any], micro_tokens: int | None) -> list[list[Any]]:
         else:
             parts.append([row])
     return parts
+
+
+def _parts(task: Task, rows: Sequence[Any], micro_tokens: int | None) -> list[list[Any]]:
+    if micro_tokens is not None and isinstance(task, Portioned):
+        return task.portions(rows, micro_tokens)
+    return cut(rows, micro_tokens)
 
 
 @contextmanager

@@ -132,8 +132,9 @@ class JointScorer:
             raise ValueError(f"two scorers share a name: {self.names}")
 
     def score(self, conversations: Sequence[Conversation]) -> Tensor:
-        """Scores (B, K) of all scorers, in their order."""
-        return torch.cat([scorer.score(conversations) for scorer in self.scorers], dim=1)
+        """Scores (B, K) of all scorers, in their order; without any, K is 0."""
+        nothing = torch.empty(len(conversations), 0)
+        return torch.cat([nothing, *(scorer.score(conversations) for scorer in self.scorers)], dim=1)
 
 
 def _identity(conversation: Conversation) -> tuple[object, ...]:

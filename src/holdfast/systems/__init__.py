@@ -21,6 +21,7 @@ class System(NamedTuple):
 
 
 SYSTEMS = {
+    "a_lol": System("a_lol", "ALol", "offline policy gradients from answers with rewards: A-LoL, DPO, PRO and kin"),
     "hc_rlhf": System("hc_rlhf", "HcRlhf", "a policy under a pessimistic limit, released only with a certificate"),
     "micro": System("micro", "Micro", "one reward model for people who disagree, by words or by a few labels"),
     "mo_grpo": System("mo_grpo", "MoGrpo", "GRPO without a critic: several objectives, by weights or under limits"),
@@ -29,6 +30,7 @@ SYSTEMS = {
         "score_model", "ScoreModelSettings", "reward, cost and attribute models alone, each with its audit"
     ),
     "safe_rlhf_v": System("safe_rlhf_v", "SafeRlhfV", "PPO with separate reward and cost under a Lagrangian limit"),
+    "weak_to_strong": System("weak_to_strong", "WeakToStrong", "how far a weak model's labels carry a strong one"),
 }
 
 

@@ -39,6 +39,7 @@ from holdfast.systems.scores import (
     train_cost,
     train_reward,
 )
+from holdfast.systems.weak_scores import LabelSettings
 from holdfast.training.groups import GroupLimits
 from holdfast.training.kl import KlSettings
 from holdfast.training.lagrangian import Constraint, ConstraintSettings
@@ -52,6 +53,8 @@ class DualSettings(ScoredRun):
 
     always_rewarded: ClassVar[bool] = True
     """Whether there is a score `reward` even without a model of it: zero everywhere."""
+    section: ClassVar[type[reading.DataSection]] = reading.DataSection
+    """The class of `data`."""
 
     data: reading.DataSection | None = None
     """The data; a text alone is the path of the pairs. With `pocket` it is the world."""
@@ -68,6 +71,8 @@ class DualSettings(ScoredRun):
     """Further limits, on the reward, on the cost or on a score of `scorers`, each with a name of its own."""
     attributes: AttributeStage | None = None
     """A model of several named scores, learned from `data.ratings`; null trains none."""
+    labels: LabelSettings = LabelSettings()
+    """Who judged the pairs: the people of the data, or a weaker model."""
     limit_by_source: bool = False
     """Hold every limit for each source of prompts by itself (`source` in their file, or else their harm category)."""
     monitor: MonitorSettings = MonitorSettings()
@@ -79,6 +84,7 @@ class DualSettings(ScoredRun):
     def _both_to_join(self) -> "DualSettings":
         if self.joint_scores and (self.reward is None or self.cost is None):
             raise ValueError("joint_scores learns reward and cost together; give both sections")
+        self.labels.require({"reward": self.reward, "cost": self.cost}, self.joint_scores)
         if self.joint_scores and self.cost is not None and self.cost.loss.labels == "none":
             raise ValueError("joint_scores needs safety labels, and cost.loss.labels is none; set joint_scores=false")
         return self
@@ -216,6 +222,8 @@ def prepare(settings: DualSettings, run: RunFolder, check: Callable[[reading.Poo
         pools.ratings,
         pools.held_out_ratings,
         facts,
+        settings.labels,
+        settings.text,
     )
     reward, cost, zero = _train_scores(settings, shop, shared)
     named = settings.attributes
@@ -281,7 +289,7 @@ def in_world(settings: DualSettings, run: RunFolder) -> DualSettings:
     pools = reading.PoolSettings(sft=0.36, pref=0.36, rl=0.1, dev=0.06, safety=0.12)
     changes: dict[str, Any] = {}
     if settings.data is None:
-        changes["data"] = reading.DataSection(**data, pools=pools)
+        changes["data"] = settings.section(**data, pools=pools)
     if settings.model is None:
         changes["model"] = stages.Model(name=str(folder / "policy"))
     return settings.model_copy(update=changes)

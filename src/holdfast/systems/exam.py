@@ -19,7 +19,7 @@ from holdfast.systems.dual import Bench
 
 Reference = Callable[[], AbstractContextManager[nn.Module]]
 Improve = Callable[[Any, Bench, Reference], dict[str, Any]]
-Further = Callable[[Outcome], Mapping[str, Estimate]]
+Further = Callable[[Outcome], Mapping[str, Estimate | float]]
 
 
 def run(
@@ -33,8 +33,8 @@ def run(
 ) -> dict[str, Any]:
     """Run all stages in `folder`, resuming what is finished there; return the summary.
 
-    improve: changes the bench's policy in place and returns what is to be told of it; further: estimates that the
-    summary holds beside the usual ones.
+    improve: changes the bench's policy in place and returns what is to be told of it; further: estimates or
+    numbers that the summary holds beside the usual ones.
     """
     began = time.monotonic()
     run_folder = RunFolder(folder, settings, trackers=settings.trackers, overwrite=overwrite)
@@ -85,8 +85,8 @@ def compare(bench: Bench, before: Outcome, after: Outcome, further: Further | No
     bench.run.write_lines("scores.jsonl", rows)
     summary: dict[str, Any] = {}
     for when, outcome in (("before", before), ("after", after)):
-        estimates = {**outcome.estimates(), **(further(outcome) if further else {})}
-        summary |= {f"{name}_{when}": found.to_dict() for name, found in estimates.items()}
+        told = {**outcome.estimates(), **(further(outcome) if further else {})}
+        summary |= {f"{name}_{when}": one.to_dict() if isinstance(one, Estimate) else one for name, one in told.items()}
     return summary | {"examples": _examples(before, after)}
 
 

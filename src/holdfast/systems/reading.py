@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from pydantic import Field, model_validator
 
 from holdfast.config import Settings
-from holdfast.data.schema import Conversation, DualPair, Labelled, Pair, Rated, Record
+from holdfast.data.recast import as_classified, as_dual, as_kind, as_preference, as_ranked, as_scored
+from holdfast.data.schema import Classified, Conversation, DualPair, Labelled, Pair, Ranked, Rated, Record, Scored
 from holdfast.data.sources import DataSettings, Readable, read
 from holdfast.data.split import keys, pools, prompt_of
 from holdfast.data.template import PromptTooLong, Template
@@ -124,7 +125,8 @@ def read_pools(data: DataSection, run: RunFolder) -> Pools:
 
     held_out = {"train": 1 - data.pools.held_out, "held_out": data.pools.held_out}
     judging = [*inside(pairs, "pref"), *inside(rated_answers, "pref")]
-    preferred = pools(judging, held_out, data.pools.salt + "/held-out")
+    nobody: dict[str, list[Any]] = {name: [] for name in held_out}
+    preferred = pools(judging, held_out, data.pools.salt + "/held-out") if judging else nobody
     found = Pools(
         imitate=[_answered(record) for record in inside(sft, "sft")],
         pairs=_of(DualPair, preferred["train"]),
@@ -179,14 +181,29 @@ def dual_pairs(source: DataSettings, run: RunFolder) -> list[DualPair]:
 def labelled(source: DataSettings, run: RunFolder) -> list[Labelled]:
     """The answers of `data.labelled`, each called safe or unsafe."""
     return [
-        _as(Labelled, record, "labelled", "answers labelled safe or unsafe")
+        as_kind(Labelled, record, "labelled", "answers labelled safe or unsafe")
         for record in records(source, "labelled", run)
     ]
 
 
 def rated(source: DataSettings, run: RunFolder) -> list[Rated]:
     """The answers of `data.ratings`."""
-    return [_as(Rated, record, "ratings", "rated answers") for record in records(source, "ratings", run)]
+    return [as_kind(Rated, record, "ratings", "rated answers") for record in records(source, "ratings", run)]
+
+
+def scored(source: DataSettings, run: RunFolder) -> list[Scored]:
+    """The answers of `data.answers` with their scores; a ranked row gives one for each of its answers, best first."""
+    return [one for record in records(source, "answers", run) for one in as_scored(record, "answers")]
+
+
+def ranked(source: DataSettings, run: RunFolder) -> list[Ranked]:
+    """The answers of `data.ranked`, best first; a pair is a ranking of two."""
+    return [as_ranked(record, "ranked") for record in records(source, "ranked", run)]
+
+
+def classified(source: DataSettings, run: RunFolder) -> list[Classified]:
+    """The texts of `data.classified` with their classes; labelled answers are of class unsafe or safe."""
+    return [as_classified(record, "classified") for record in records(source, "classified", run)]
 
 
 def conversations(source: DataSettings, run: RunFolder) -> list[Conversation]:
@@ -207,47 +224,23 @@ def preferences(source: DataSettings, name: str, run: RunFolder) -> list[Pair]:
     return [as_preference(record, name) for record in records(source, name, run)]
 
 
-def as_preference(record: Readable, name: str) -> Pair:
-    """A pair judged on two axes says what people prefer by its helpfulness, where that was judged."""
-    if isinstance(record, Pair):
-        return record
-    winner = None
-    if isinstance(record, DualPair):
-        winner = record.helpful_id if record.helpful_id is not None else record.safer_id
-    if not isinstance(record, DualPair) or winner is None:
-        raise UserError(f"data.{name} holds a {type(record).__name__} without a preferred answer; pairs are needed")
-    fields = record.model_dump(include={"id", "source", "split"})
-    chosen, rejected = record.responses[winner], record.responses[1 - winner]
-    return Pair(**fields, prompt=record.prompt, chosen=chosen, rejected=rejected)
-
-
-def as_dual(record: Readable) -> DualPair:
-    """A pair on one axis says the same of helpfulness; TRL's formats do not name the axis."""
-    if isinstance(record, DualPair):
-        return record
-    if isinstance(record, Pair):
-        fields = record.model_dump(include={"id", "source", "split"})
-        return DualPair(**fields, prompt=record.prompt, responses=(record.chosen, record.rejected), helpful_id=0)
-    raise UserError(f"data.pairs holds {type(record).__name__} rows; pairs of answers are needed")
-
-
 def _of(kind: type[Kind], records: Sequence[Readable]) -> list[Kind]:
     """The records of one kind."""
     return [record for record in records if isinstance(record, kind)]
 
 
-def _as(kind: type[Kind], record: Readable, name: str, needed: str) -> Kind:
-    if isinstance(record, kind):
-        return record
-    raise UserError(f"data.{name} holds {type(record).__name__} rows; {needed} are needed")
-
-
 def _answered(record: Readable) -> Conversation:
-    """The conversation to imitate: the record itself, or the pair's more helpful (else safer) answer."""
+    """The conversation to imitate: the record's own, or the best answer of a ranking, or of a pair the more helpful
+    (else safer) one."""
     if isinstance(record, DualPair):
         chosen = record.helpful_id if record.helpful_id is not None else record.safer_id or 0
         return record.prompt.model_copy(update={"id": record.id}).answer(record.responses[chosen])
-    return record if isinstance(record, Conversation) else prompt_of(record)
+    if isinstance(record, Ranked):
+        return record.prompt.model_copy(update={"id": record.id}).answer(record.responses[0])
+    if isinstance(record, Conversation):
+        return record
+    own = getattr(record, "conversation", None)
+    return own.model_copy(update={"id": record.id}) if own is not None else prompt_of(record)
 
 
 def _distinct(records: Sequence[Readable]) -> list[Conversation]:

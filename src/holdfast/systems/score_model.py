@@ -41,6 +41,7 @@ from holdfast.errors import UserError
 from holdfast.models.heads import ScoreModel, freeze_backbone, from_policy, with_score_adapter
 from holdfast.pocket import world
 from holdfast.systems import reading, scores, stages
+from holdfast.systems.weak_scores import LabelSettings
 
 
 class ScoreData(reading.Shorthand):
@@ -77,6 +78,8 @@ class ScoreModelSettings(stages.RunSettings):
     """The cost model; null trains none."""
     attributes: scores.AttributeStage | None = None
     """The attribute model; null trains none."""
+    labels: LabelSettings = LabelSettings()
+    """Who judged the pairs: the people of the data, or a weaker model."""
 
     @model_validator(mode="after")
     def _something(self) -> "ScoreModelSettings":
@@ -84,6 +87,7 @@ class ScoreModelSettings(stages.RunSettings):
             raise ValueError("give at least one of reward, cost, attributes; `reward: {}` takes all defaults")
         if self.joint and not (self.reward and self.cost):
             raise ValueError("joint trains reward and cost together, so it needs both sections")
+        self.labels.require({"reward": self.reward, "cost": self.cost}, self.joint)
         if self.joint and self.cost is not None and self.cost.fit != FitSettings():
             raise ValueError("joint trains both by reward.fit; cost.fit would be ignored, so leave it out")
         if self.train == "head" and self.model is not None and self.model.adapter is not None:
@@ -136,6 +140,8 @@ def run(settings: ScoreModelSettings, folder: str | Path, *, overwrite: bool = F
         stock.ratings,
         stock.held_out_ratings,
         {"rows": {name: len(rows) for name, rows in vars(stock).items()}, "prompts_too_long": too_long},
+        settings.labels,
+        settings.text,
     )
     train(settings, shop, policy)
     summary = {"method": "score_model", "seed": settings.seed, "verdict": None, "reason": "no_policy", **shop.facts}

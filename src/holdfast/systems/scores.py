@@ -4,7 +4,7 @@ Every model is saved so that loading proves it, and audited on held-out pairs be
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -29,7 +29,7 @@ from holdfast.preference.tasks import CostSettings, CostTask, RewardSettings, Re
 from holdfast.stats.calibration import Platt, platt
 from holdfast.stats.estimate import Estimate
 from holdfast.stats.metrics import auc
-from holdfast.systems import stages
+from holdfast.systems import stages, weak_scores
 
 
 class RewardStage(Settings):
@@ -95,7 +95,8 @@ class Zero:
 class Shop:
     """What score models are made from: the run, the template, pairs to learn from and pairs held out.
 
-    facts: what the models turned out to be worth, by name; the stages add to it.
+    facts: what the models turned out to be worth, by name; the stages add to it. labels: who judged the pairs to learn
+    from; text: how a weak model that judges them reads.
     """
 
     run: RunFolder
@@ -107,12 +108,24 @@ class Shop:
     ratings: Sequence[Rated] = ()
     held_out_ratings: Sequence[Rated] = ()
     facts: dict[str, Any] = field(default_factory=dict)
+    labels: weak_scores.LabelSettings = field(default_factory=weak_scores.LabelSettings)
+    text: stages.TextSection = field(default_factory=stages.TextSection)
 
     @property
     def probes(self) -> list[Conversation]:
         """Answered conversations that saved models are checked by."""
         judged = [pair.prompt.answer(pair.responses[0]) for pair in (self.held_out or self.pairs)[:32]]
         return judged or [record.conversation for record in (self.held_out_ratings or self.ratings)[:32]]
+
+    def learn_weakly(self, axis: weak_scores.Axis, network: ScoreModel, fit: FitSettings) -> bool:
+        """Train `network` on what a weak model says of the pairs, where one was named for this axis."""
+        if self.labels.of(axis) is None:
+            return False
+        told = weak_scores.asked(self.labels, axis, self.pairs, self.run, self.text)
+        agreed = weak_scores.agreement(told, axis, self.pairs)
+        self.facts[f"{axis}_labels"] = {"from": told.table.supervisor, "agreement_with_people": agreed}
+        weak_scores.learn(self.labels, axis, network, self.pairs, fit, self.run, self.template, told)
+        return True
 
     def inspect(self, model: ScoreModel, name: str) -> None:
         """Audit `model` on everything held out."""
@@ -133,7 +146,8 @@ def train_reward(stage: RewardStage, shop: Shop, network: ScoreModel) -> ScoreMo
     task = RewardTask(network, shop.template.pad_id, stage.loss)
     held_out = helpful_rows(shop.held_out, shop.template)
     fit = stages.offset(stage.fit, shop.seed)
-    stages.train(task, task.forward.budgeted(helpful_rows(shop.pairs, shop.template)), held_out, fit, shop.run)
+    if not shop.learn_weakly("reward", network, fit):
+        stages.train(task, task.forward.budgeted(helpful_rows(shop.pairs, shop.template)), held_out, fit, shop.run)
     shop.facts["reward_accuracy"] = score_pairs(task, held_out).accuracy()
     stages.keep(shop.run, task.model, shop.template, shop.probes, "reward")
     shop.inspect(task.model, "reward")
@@ -146,7 +160,10 @@ def train_cost(stage: CostStage, shop: Shop, network: ScoreModel) -> tuple[Score
     task = CostTask(network, shop.template.pad_id, stage.loss)
     held_out = harmful_rows(shop.held_out, shop.template, labels)
     fit = stages.offset(stage.fit, shop.seed)
-    stages.train(task, task.forward.budgeted(harmful_rows(shop.pairs, shop.template, labels)), held_out, fit, shop.run)
+    taught = shop.learn_weakly("cost", network, fit)
+    if not taught:
+        rows = task.forward.budgeted(harmful_rows(shop.pairs, shop.template, labels))
+        stages.train(task, rows, held_out, fit, shop.run)
     scored = score_pairs(task, held_out)
     shop.facts["cost_accuracy"] = scored.accuracy()
     shop.facts["shorter_is_safer_accuracy"] = scored.shorter_is_higher(higher=False)
@@ -154,6 +171,9 @@ def train_cost(stage: CostStage, shop: Shop, network: ScoreModel) -> tuple[Score
     stages.keep(shop.run, task.model, shop.template, shop.probes, "cost")
     shop.inspect(task.model, "cost")
     zero = find_zero(stage, scored, task, shop)
+    if taught:
+        # What a weak model calls harm may be believed by a policy, and proves nothing to anybody.
+        zero = replace(zero, source="none", words="a weak model's border of harm, so nothing can be certified by it")
     stages.say(f"cost: {zero.words}")
     return task.model, zero
 

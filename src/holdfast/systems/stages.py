@@ -136,21 +136,34 @@ def announce_memory(policy: nn.Module, micro_tokens: int, shared: bool) -> None:
         say(f"warning: {warning}")
 
 
-def train(task: Task, rows: Sequence[Any], eval_rows: Sequence[Any], settings: FitSettings, run: RunFolder) -> None:
-    """Train one supervised part; the stage is called by the task's name."""
-    result = fit(task, rows, eval_rows, settings, run, stage=task.name)
+def train(
+    task: Task,
+    rows: Sequence[Any],
+    eval_rows: Sequence[Any],
+    settings: FitSettings,
+    run: RunFolder,
+    stage: str | None = None,
+) -> None:
+    """Train one supervised part; the stage is called by the task's name unless another is given."""
+    stage = stage or task.name
+    result = fit(task, rows, eval_rows, settings, run, stage=stage)
     numbers = "  ".join(f"{name} {value:.3f}" for name, value in result.metrics.items() if name != "lr")
-    say(f"{task.name}: {len(rows)} rows, {result.steps} steps, held out {numbers}")
+    say(f"{stage}: {len(rows)} rows, {result.steps} steps, held out {numbers}")
 
 
 def imitate(
-    settings: FitSettings, run: RunFolder, conversations: Sequence[Conversation], policy: nn.Module, template: Template
+    settings: FitSettings,
+    run: RunFolder,
+    conversations: Sequence[Conversation],
+    policy: nn.Module,
+    template: Template,
+    stage: str = "sft",
 ) -> None:
-    """Fine-tune `policy` on the conversations, one in twenty held out, and save it as `models/sft`."""
+    """Fine-tune `policy` on the conversations, one in twenty held out, and save it as `models/STAGE`."""
     rows = imitation_rows(conversations, template)
     held_out = max(1, len(rows) // 20)
-    train(SftTask(policy, template.pad_id), rows[held_out:], rows[:held_out], settings, run)
-    keep(run, policy, template, conversations, "sft")
+    train(SftTask(policy, template.pad_id), rows[held_out:], rows[:held_out], settings, run, stage)
+    keep(run, policy, template, conversations, stage)
 
 
 def on_main(run: RunFolder, work: Callable[[], Result]) -> Result:

@@ -1,0 +1,183 @@
+"""A-LoL: a better policy from a fixed set of answers with rewards, and its relatives.
+
+Baheti et al., "Leftover Lunch: Advantage-based Offline Reinforcement Learning for Language Models", arXiv 2305.14718
+(ICLR 2024). What could be read: the abstract, the main equation, the reviews of it, and the authors' code, which the
+equations below follow.
+
+Equation map:
+
+* policy gradient of one-step episodes, moved to data of pi_ref   `losses.offline.weighted_nll`
+* importance weight pi / pi_ref, clipped on both sides, detached  `losses.offline.token_weights`
+* variants: per token (seq), without (ref-free), KL               `losses.offline.Plan`
+* V(x): attention over the reference's states of the prompt       `models.value.ValueHead`, `training.value.fit_value`
+* A = R - V, kept where positive                                  `training.annotate`, `training.offline.plan_rows`
+* draws in proportion to the advantage                            `engine.order.Drawn`
+* R-LoL, weighted behaviour cloning, R-GOLD (arXiv 2009.07839)     `losses.offline`
+* DPO (arXiv 2305.18290), PRO (arXiv 2306.17492)                   `training.ranked`
+
+Departures, each with its reason:
+
+1. Reference and value head are read without dropout and with a mask over padding, once, and what they say is kept in
+   files. The released code reads both at every step, the head with dropout on and without a mask.
+2. Held-out prompts choose the head's epoch; the released code takes the lowest training error.
+3. Multi-paragraph answers stay whole. The data of the released runs lost everything behind the first blank line.
+4. Draws follow from the seed and the step alone, so that runs can be repeated and resumed.
+5. Limits on further scores: answers beyond them are left out or weigh less. The paper has one reward.
+6. The KL variant is here to be compared with: its term shifts every advantage and holds to no reference.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from holdfast.engine.log import RunFolder
+from holdfast.engine.order import Order
+from holdfast.engine.supervised import FitSettings, Task, fit
+from holdfast.evaluate.policy import Outcome
+from holdfast.rollout.reading import Reader
+from holdfast.stats.diversity import distinct_n
+from holdfast.systems import dual, exam, given, stages
+from holdfast.systems.scores import CostStage, RewardStage
+from holdfast.training.offline import OfflineSettings, OfflineTask, plan_rows
+from holdfast.training.ranked import DpoSettings, DpoTask, ProSettings, ProTask, RankedRow, ranked_rows, reference_of
+from holdfast.training.selection import OfflineLimit, RewardTerm
+
+STAGE = "policy"
+# What a policy that learns from fixed answers has no use for.
+ONLINE = ("constraint", "constraints", "limit_by_source", "monitor", "look_ahead")
+
+
+class ALol(dual.DualSettings):
+    """Everything a run that learns from given answers can be told."""
+
+    always_rewarded: ClassVar[bool] = False
+    section: ClassVar[type[given.OfflineData]] = given.OfflineData
+
+    system: Literal["a_lol"] = "a_lol"
+    """Which system this recipe is for."""
+    data: given.OfflineData | None = None
+    """The data; a text alone is the path of the pairs. With `pocket` it is the world."""
+    reward: RewardStage | None = None
+    """A reward model from comparisons; null trains none."""
+    cost: CostStage | None = None
+    """A cost model, for limits; null needs no safety labels."""
+    rewards: dict[str, RewardTerm] = {"reward": RewardTerm()}
+    """What an answer is worth: scores with their weights."""
+    limits: tuple[OfflineLimit, ...] = ()
+    """Limits that every answer to learn from has to keep."""
+    value: given.ValueStage = given.ValueStage()
+    """What the reference earns on a prompt."""
+    offline: OfflineSettings | None = OfflineSettings()
+    """Learning from single answers; null where `dpo` or `pro` is given."""
+    dpo: DpoSettings | None = None
+    """Learning from pairs, in place of `offline`."""
+    pro: ProSettings | None = None
+    """Learning from rankings, in place of `offline`."""
+    fit: FitSettings = FitSettings()
+    """How long the policy learns; the steps shrink by the share of answers that is kept."""
+    held_out: float = Field(0.05, gt=0, lt=0.5)
+    """Share of the answers that only watch the policy's training."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_method(cls, values: Any) -> Any:
+        """Naming DPO or PRO leaves out what stands there by default."""
+        if isinstance(values, Mapping) and "offline" not in values and ({"dpo", "pro"} & values.keys()):
+            return {**values, "offline": None}
+        return values
+
+    @model_validator(mode="after")
+    def _settings_go_together(self) -> "ALol":
+        chosen = [name for name in ("offline", "dpo", "pro") if getattr(self, name) is not None]
+        if len(chosen) != 1:
+            raise ValueError(f"give one of offline, dpo, pro; given: {', '.join(chosen) or 'none'}")
+        fields = type(self).model_fields
+        if moved := [name for name in ONLINE if getattr(self, name) != fields[name].default]:
+            raise ValueError(f"{', '.join(moved)}: for policies that sample what they learn from; here use limits")
+        if self.offline is None and any(limit.how == "weight" for limit in self.limits):
+            raise ValueError("limits weigh single answers; with dpo and pro set how to drop or report")
+        return self
+
+
+def run(settings: ALol, folder: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Run all stages in `folder`, resuming what is finished there; return the summary.
+
+    Imitation, which makes the reference; the models of scores; the reference examined; V and the annotations; the
+    policy learned from the annotated answers; the policy examined.
+    """
+    settings = settings.model_copy(update={"data": given.with_answers(settings.data)})
+    return exam.run(settings, folder, "a_lol", improve, further=diversity, overwrite=overwrite)
+
+
+def improve(settings: ALol, bench: dual.Bench, reference: exam.Reference) -> dict[str, Any]:
+    """Improve the policy in place and save it as `models/policy`; return what is to be told of it."""
+    data = bench.settings.data
+    assert isinstance(data, given.OfflineData)
+    if settings.offline is not None:
+        facts = from_answers(settings, settings.offline, bench, data, reference)
+    else:
+        facts = from_rankings(settings, bench, data, reference)
+    stages.keep(bench.run, bench.policy, bench.template, dual.probe_answers(bench.pools), "policy")
+    return facts
+
+
+def from_answers(
+    settings: ALol, method: OfflineSettings, bench: dual.Bench, data: given.OfflineData, reference: exam.Reference
+) -> dict[str, Any]:
+    """Learn from single answers: gather, hold to the limits, annotate, draw, fit."""
+    limited = [limit.score for limit in settings.limits]
+    answers = given.gather(bench, data, settings.rewards, limited)
+    answers, weight = given.within(answers, settings.limits, bench)
+    rows, known = given.annotated(bench, answers, settings.rewards, settings.value, reference, method.value_margin)
+    ready = given.offline_rows(rows, known, weight)
+    watch = max(1, round(settings.held_out * len(ready)))
+    planned = plan_rows(ready[watch:], method, stages.offset(settings.fit, settings.seed))
+    stages.say(
+        f"policy: {planned.facts['kept']:.0f} of {planned.facts['rows']:.0f} answers, {planned.facts['steps']:.0f} "
+        f"steps, drawn as from {planned.facts['effective_size']:.0f} equal ones"
+    )
+    task = OfflineTask(bench.policy, bench.template.pad_id, method)
+    learned = learn(task, planned.rows, ready[:watch], settings, bench.run, planned.order)
+    return {"method_of": method.method, "offline": planned.facts, "learned": learned}
+
+
+def from_rankings(
+    settings: ALol, bench: dual.Bench, data: given.OfflineData, reference: exam.Reference
+) -> dict[str, Any]:
+    """Learn from pairs by DPO or from rankings by PRO."""
+    found = given.rankings(bench, data, settings.rewards, settings.limits, scored=settings.pro is not None)
+    rows = ranked_rows(found, bench.template)
+    task: Task
+    if settings.pro is not None:
+        task = ProTask(bench.policy, bench.template.pad_id, settings.pro)
+    else:
+        assert settings.dpo is not None
+        task = DpoTask(bench.policy, bench.template.pad_id, settings.dpo)
+        rows = known_to(reference, rows, bench)
+    watch = max(1, round(settings.held_out * len(rows)))
+    learned = learn(task, rows[watch:], rows[:watch], settings, bench.run, None)
+    return {"method_of": task.name, "rankings": len(rows), "learned": learned}
+
+
+def known_to(reference: exam.Reference, rows: list[RankedRow], bench: dual.Bench) -> list[RankedRow]:
+    """The rows with what the reference says of their answers."""
+    with reference() as frozen:
+        reader = Reader(frozen, bench.template.pad_id, micro_tokens=bench.settings.rollout.micro_tokens)
+        return reference_of(rows, reader)
+
+
+def learn(
+    task: Task, rows: list[Any], held_out: list[Any], settings: ALol, run: RunFolder, order: Order | None
+) -> dict[str, float]:
+    """Fit the policy; return the last numbers of what was held out."""
+    result = fit(task, rows, held_out, stages.offset(settings.fit, settings.seed), run, stage=STAGE, order=order)
+    stages.say(f"policy: {result.steps} steps, held out {stages.numbers(result.metrics)}")
+    return result.metrics
+
+
+def diversity(outcome: Outcome) -> dict[str, Any]:
+    """What the summary says of answers beside scores: shares of different words, pairs and triples of words."""
+    texts = [one.response for one in outcome.conversations]
+    return {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}

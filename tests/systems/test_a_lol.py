@@ -1,0 +1,214 @@
+"""A-LoL and its relatives end to end on a very small pocket world: gather, limit, value, annotate, learn, resume."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from holdfast import config
+from holdfast.data.recast import as_ranked
+from holdfast.data.schema import Conversation, Pair, Scored
+from holdfast.data.sources import write_jsonl
+from holdfast.engine.distributed import Processes
+from holdfast.errors import UserError
+from holdfast.models.save import load_checked
+from holdfast.preference.score import FunctionScorer
+from holdfast.systems import a_lol, given, recipe
+from holdfast.training.annotate import Annotations
+from holdfast.training.selection import RewardTerm
+
+SMALL = [
+    *("pocket.conversations=400", "pocket.pairs=400", "pocket.prompts=1200", "pocket.hidden=32", "sft.epochs=1"),
+    *("pocket.ratings.prompts=60", "attributes.fit.epochs=1", "fit.epochs=1", "fit.batch_size=32"),
+    *("rollout.sampling.max_new_tokens=8", "value.head.fit.epochs=2", "fit.checkpoint_every=0"),
+    "limits=[{score: politeness, most: 0.8}]",
+]
+
+
+def settings(*overrides):
+    return config.load(a_lol.ALol, recipe("a_lol/pocket"), [*SMALL, *overrides])
+
+
+def rows(folder, stage="policy"):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row for row in lines if row["stage"] == stage]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "a_lol"
+    return folder, a_lol.run(settings(), folder)
+
+
+def test_only_better_answers_within_the_limit_are_learned(finished):
+    folder, summary = finished
+    [limit] = summary["offline_limits"]
+    told = summary["annotations"]
+    assert limit["answers"] - limit["beyond"] == told["answers"]
+    assert limit["beyond"] > 0
+    watched = max(1, round(0.05 * told["answers"]))
+    assert summary["offline"]["rows"] == told["answers"] - watched
+    assert summary["offline"]["kept"] < summary["offline"]["rows"]
+    steps = summary["offline"]["steps"]
+    assert [row["step"] for row in rows(folder)][-1] == steps
+    whole = -(-int(summary["offline"]["rows"]) // 32)
+    assert steps == max(1, int(whole * summary["offline"]["kept"] / summary["offline"]["rows"]))
+
+
+def test_annotations_are_files_that_add_up(finished):
+    folder, _ = finished
+    card = json.loads((folder / "annotations" / "annotations.json").read_text())
+    found = Annotations.load(folder / "annotations", card["facts"])
+    assert torch.allclose(found.advantage, found.rewards - found.value, atol=1e-6)
+    terms = settings().rewards
+    summed = sum(terms[name].weight * values for name, values in found.components.items())
+    assert torch.allclose(found.rewards, summed.float(), atol=1e-5)
+    assert (folder / "annotations" / "value_head").is_dir()
+
+
+def test_the_summary_tells_before_from_after(finished):
+    folder, summary = finished
+    for name in ("learned_helpfulness", "learned_cost", "true_harm", "true_help", "kl", "length"):
+        assert {"value", "low", "high"} <= summary[f"{name}_before"].keys()
+    assert summary["kl_before"]["value"] == pytest.approx(0, abs=1e-4)
+    assert summary["kl_after"]["value"] > 0
+    assert 0 < summary["distinct_2_after"] <= 1
+    assert {"slope", "bias", "error", "spread"} <= summary["value"].keys()
+    load_checked(folder / "models" / "policy")
+    assert {"offline", "nll", "clip_low", "clip_high", "log_ratio"} <= rows(folder)[0].keys()
+
+
+def test_the_ratio_begins_at_one(finished):
+    first = rows(finished[0])[0]
+    assert first["log_ratio"] == pytest.approx(0, abs=1e-4)
+    assert first["clip_low"] == first["clip_high"] == 0
+
+
+def test_a_finished_run_is_only_loaded(finished, monkeypatch):
+    folder, summary = finished
+    monkeypatch.setattr("holdfast.systems.given.annotate", None)
+    again = a_lol.run(settings(), folder)
+    assert again["learned_helpfulness_after"] == summary["learned_helpfulness_after"]
+
+
+def test_stale_annotations_are_refused(finished, tmp_path):
+    folder, _ = finished
+    copied = shutil.copytree(folder, tmp_path / "run")
+    card = copied / "annotations" / "annotations.json"
+    told = json.loads(card.read_text())
+    told["facts"]["reference"] = "0" * 64
+    card.write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"stale annotations.*the weights of the reference"):
+        a_lol.run(settings(), copied)
+
+
+@pytest.mark.parametrize("method", ["dpo", "pro"])
+def test_pairs_are_learned_from(method, tmp_path):
+    changed = ["limits=[]"] if method == "dpo" else ["limits=[{score: politeness, most: 0.8}]"]
+    summary = a_lol.run(settings("offline=null", f"{method}={{}}", "fit.epochs=2", *changed), tmp_path / "run")
+    assert summary["method_of"] == method
+    assert 0 <= summary["learned"]["accuracy"] <= 1
+    assert summary["kl_after"]["value"] > 0
+    assert ("offline_limits" in summary) == (method == "pro")
+    if method == "pro":
+        [limit] = summary["offline_limits"]
+        assert summary["rankings"] == limit["answers"] - limit["beyond"]
+
+
+def scored(count, name="reward"):
+    words = ("bread", "tulips", "tables", "rivers", "songs")
+    return [
+        Scored(
+            id=f"row-{i}",
+            conversation=Conversation.ask(f"how do i make {words[i % 5]} number {i} ?").answer(
+                f"like {words[i % 3]} ."
+            ),
+            scores={name: (i % 7) / 7, "cost": (i % 4) - 1.5},
+        )
+        for i in range(count)
+    ]
+
+
+REAL = [
+    *("pocket=null", "attributes=null", "cost=null", "sft.epochs=1", "tokenizer={kind: word, vocab_size: 256}"),
+    "model={config: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, "
+    "num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 128}}",
+    "rewards={reward: {}}",
+    "limits=[{score: cost}]",
+    "value={learn_from: data, head: {heads: 2, fit: {epochs: 1}}}",
+    *("rollout.sampling.max_new_tokens=4", "fit.epochs=1"),
+    "data.pools={sft: 0.8, pref: 0.04, rl: 0.06, dev: 0.06, safety: 0.04}",
+]
+
+
+def real(file, *overrides):
+    return config.load(a_lol.ALol, recipe("a_lol/pocket"), [*REAL, f"data.answers={file}", *overrides])
+
+
+def test_answers_may_bring_their_rewards(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    write_jsonl(scored(200), file)
+    summary = a_lol.run(real(file), tmp_path / "run")
+    lines = (tmp_path / "run" / "annotations" / "annotations.jsonl").read_text().splitlines()
+    given = {one.id: one.scores for one in scored(200)}
+    for row in map(json.loads, lines):
+        assert row["reward"] == pytest.approx(given[row["id"]]["reward"], abs=1e-6)
+        assert given[row["id"]]["cost"] <= 0, "the limit is kept by the scores in the file"
+    assert summary["annotations"]["answers"] == len(lines)
+    assert summary["pools"]["imitate"] > len(lines)
+
+
+def test_without_a_scorer_for_samples_the_way_out_is_named(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    write_jsonl(scored(200), file)
+    with pytest.raises(UserError, match=r"no model gives the scores reward.*value.learn_from=data"):
+        a_lol.run(
+            real(file, "value={learn_from: samples}", "functions=[{call: 'operator:countOf', names: [n], each: true}]"),
+            tmp_path / "run",
+        )
+
+
+def test_missing_rewards_are_named(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    write_jsonl([*scored(150), *(one.model_copy(update={"id": f"x{one.id}"}) for one in scored(150, "other"))], file)
+    with pytest.raises(UserError, match=r"answers carry no reward .*there are cost, other, reward"):
+        a_lol.run(real(file), tmp_path / "run")
+
+
+def test_scores_that_nobody_gives_are_named(tmp_path):
+    with pytest.raises(UserError, match="no model gives the scores honesty; there are cost, helpfulness"):
+        a_lol.run(settings("rewards={honesty: {}}"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["offline=null"], "give one of offline, dpo, pro; given: none"),
+        (["dpo={}"], "given: offline, dpo"),
+        (["constraint.threshold=0.1"], "constraint: for policies that sample"),
+        (["offline=null", "dpo={}", "limits=[{how: weight}]"], "limits weigh single answers"),
+        (["offline.method=nll"], "knows no reward to draw by"),
+        (["offline.clip=0"], "offline.clip"),
+    ],
+)
+def test_contradictions_are_told_before_anything_runs(overrides, words):
+    with pytest.raises(UserError, match=words):
+        settings(*overrides)
+
+
+def test_naming_dpo_leaves_out_the_default_method():
+    assert a_lol.ALol(dpo={}).offline is None
+    assert a_lol.ALol().offline is not None
+
+
+def test_a_ranking_by_people_is_ordered_by_reward_for_pro():
+    pair = Pair(id="1", prompt=Conversation.ask("Tulips ?"), chosen="no .", rejected="dig a hole .")
+    words = FunctionScorer(("words",), lambda rows: [[float(len(one.response.split()))] for one in rows])
+    alone = SimpleNamespace(processes=Processes())
+    ranked = as_ranked(pair, "pairs")
+    [found] = given._by_score(SimpleNamespace(scorer=words, run=alone), [ranked], {"words": RewardTerm()})
+    assert ranked.responses == ("no .", "dig a hole ."), "DPO keeps the order of the people"
+    assert found.responses == ("dig a hole .", "no .")
+    assert found.rewards == (4.0, 2.0)
