@@ -32,9 +32,8 @@ MUTANTS = [
     (STUDY, "for one in said])[~risky]", "for one in said])", TEST),
     (STUDY, 'round((_status("VmHWM") - before) / 1024, 1)', 'round(_status("VmHWM") / 1024, 1)', TEST),
     (RIVALS, "reverse=True", "reverse=False", TEST),
-    (RIVALS, "beta * (reference[better] - reference[worse])", "beta * (reference[worse] - reference[better])", TEST),
+    (RIVALS, "ref=(reference[better], reference[worse])", "ref=(reference[worse], reference[better])", TEST),
     (RIVALS, "if scores[better] > scores[worse]:", "if True:", TEST),
-    (RIVALS, "(self.beta * current_logprobs", "(current_logprobs", TEST),
     # The criteria.
     (STUDY, 'values(arm, what), values("base", what)', 'values("base", what), values(arm, what)', TEST),
     (STUDY, "v <= LIMIT and less <= 0", "v <= LIMIT", TEST),

@@ -1,3 +1,17 @@
 """One central claim per file, tested with the criterion written down first."""
 
-STUDIES = ("attributes", "collapse", "hc_rlhf", "hc_stages", "micro", "micro_hh", "mo_grpo", "ppo_max", "safe_rlhf")
+STUDIES = (
+    "a_lol",
+    "a_lol_hh",
+    "attributes",
+    "collapse",
+    "hc_rlhf",
+    "hc_stages",
+    "micro",
+    "micro_hh",
+    "mo_grpo",
+    "ppo_max",
+    "safe_rlhf",
+    "w2s_chess",
+    "w2s_dial",
+)

@@ -1,0 +1,178 @@
+"""Weak-to-strong runs end to end: texts with classes, pairs of the pocket world, splits, seeds, bad input."""
+
+import json
+
+import pytest
+
+from holdfast import config
+from holdfast.data.schema import Classified, Conversation, DualPair
+from holdfast.data.sources import write_jsonl
+from holdfast.errors import UserError
+from holdfast.systems import recipe, weak_to_strong
+from holdfast.systems.weak_learners import LearnerSettings, told
+
+POCKET = [
+    *("pocket={conversations: 100, pairs: 900, prompts: 100, hidden: 32}", "student.sft.epochs=1", "fit.epochs=1"),
+    *("seeds=[0, 1]", "weak_rows=60", "losses={soft: {}, logconf: {kind: logconf}}"),
+]
+
+
+def settings(*overrides, name="pocket"):
+    return config.load(weak_to_strong.WeakToStrong, recipe(f"weak_to_strong/{name}"), list(overrides))
+
+
+def read(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "w2s"
+    return folder, weak_to_strong.run(settings(*POCKET), folder)
+
+
+def test_the_report_holds_every_student(finished):
+    folder, summary = finished
+    report = summary["weak_to_strong"]
+    assert set(report["students"]) == {"soft", "logconf"}
+    assert report["seeds"] == [0, 1]
+    for student in report["students"].values():
+        recovery = student["recovery"]
+        levels = [recovery[name]["value"] for name in ("weak", "student", "ceiling")]
+        assert all(0 < value < 1 for value in levels)
+        if recovery["value"] is None:
+            assert recovery["reason"]
+        assert len(recovery["per_seed"]) == 2
+    assert json.loads((folder / "report.json").read_text())["students"].keys() == report["students"].keys()
+
+
+def test_weak_labels_hold_no_ground_truth_and_no_row_of_the_supervisor(finished):
+    folder, summary = finished
+    rows = read(folder / "weak_labels" / "0" / "supervisor.jsonl")
+    counts = summary["weak_to_strong"]["items"]
+    assert len(rows) == counts["transfer"] + counts["validation"] + counts["test"]
+    assert not any({"gold", "label", "y", "helpful_id"} & row.keys() for row in rows)
+
+
+def test_all_models_are_judged_on_the_same_items(finished):
+    folder, _ = finished
+    asked = {tuple(row["id"] for row in read(file)) for file in sorted((folder / "predictions").glob("*/*.jsonl"))}
+    assert len(asked) == 1
+
+
+def test_a_finished_run_gives_the_same_report(finished):
+    folder, summary = finished
+    again = weak_to_strong.run(settings(*POCKET), folder)
+    assert again["weak_to_strong"]["students"] == summary["weak_to_strong"]["students"]
+
+
+def texts(count, tail=""):
+    words = {"rude": ["awful", "stupid", "hate"], "kind": ["lovely", "great", "thanks"]}
+    rows = []
+    for i in range(count):
+        label = ("rude", "kind")[i % 2]
+        text = f"{words[label][i % 3]} weather number {i} {tail}"
+        rows.append(Classified(id=str(i), conversation=Conversation.ask(text), label=label, group=f"g{i // 4}"))
+    return rows
+
+
+CLASSIFIER = [
+    *("pocket=null", "task=classifier", "student={kind: words}", "seeds=[0]", "calibrate=0", "unsafe=rude"),
+    *("losses={soft: {}, hard: {kind: hard}}", "weak_rows=20"),
+]
+
+
+def test_texts_with_classes(tmp_path):
+    write_jsonl(texts(400), tmp_path / "texts.jsonl")
+    summary = weak_to_strong.run(settings(*CLASSIFIER, f"data={tmp_path / 'texts.jsonl'}"), tmp_path / "run")
+    report = summary["weak_to_strong"]
+    assert report["facts"]["classes"] == ["kind", "rude"]
+    assert report["students"]["hard"]["recovery"]["student"]["value"] > 0.9
+    assert report["students"]["soft"]["recall"]["student"]["value"] > 0.9
+    assert any("PGR: n/a" in warning for warning in report["warnings"]), "supervisor and ceiling are both perfect"
+
+
+def test_no_group_stands_in_two_splits(tmp_path):
+    write_jsonl(texts(400), tmp_path / "texts.jsonl")
+    chosen = settings(*CLASSIFIER, f"data={tmp_path / 'texts.jsonl'}")
+    items = [weak_to_strong.Item(row, row.conversation, int(row.label == "rude")) for row in texts(400)]
+    split = weak_to_strong.divided(chosen, chosen.data, items).splits
+    owner = {}
+    for name, rows in split.items():
+        for row in rows:
+            assert owner.setdefault(row.group, name) == name
+
+
+def test_intermediate_learners_share_the_transfer_split():
+    chosen = settings("intermediate=[{kind: words}]", "data={shares: {transfer: 0.4}}")
+    items = [weak_to_strong.Item(row, row.conversation, i % 2) for i, row in enumerate(texts(2000))]
+    split = weak_to_strong.divided(chosen, chosen.data, items).splits
+    whole = len(split["transfer"]) + len(split["fresh_1"])
+    # Pools are drawn by hash: the standard error of a half of some 760 rows in groups of 4 is .036.
+    assert len(split["fresh_1"]) / whole == pytest.approx(0.5, abs=0.11)
+    assert not {row.group for row in split["transfer"]} & {row.group for row in split["fresh_1"]}
+
+
+@pytest.mark.parametrize("task, better", [("reward", "helpful_id"), ("cost", "safer_id")])
+def test_the_order_of_a_pair_is_drawn_and_its_gold_class_follows(task, better):
+    seen = set()
+    for i in range(40):
+        pair = DualPair(id=str(i), prompt=Conversation.ask("?"), responses=("a", "b"), **{better: 0})
+        item = weak_to_strong.compared(pair, task, "salt")
+        texts_of = [one.response for one in item.shown]
+        wanted = "a" if task == "reward" else "b"  # the more helpful, or the more harmful answer
+        assert texts_of[item.gold] == wanted
+        seen.add(tuple(texts_of))
+    assert seen == {("a", "b"), ("b", "a")}
+
+
+def test_a_pair_without_a_label_on_the_axis_is_no_item(tmp_path):
+    pair = DualPair(id="1", prompt=Conversation.ask("?"), responses=("a", "b"), safer_id=0)
+    write_jsonl([pair], tmp_path / "pairs.jsonl")
+    with pytest.raises(UserError, match="no pair carries helpful_id"):
+        weak_to_strong.run(settings("pocket=null", f"data={{pairs: {tmp_path / 'pairs.jsonl'}}}"), tmp_path / "run")
+
+
+def test_one_class_is_refused(tmp_path):
+    write_jsonl([one for one in texts(80) if one.label == "kind"], tmp_path / "texts.jsonl")
+    with pytest.raises(UserError, match="one class"):
+        weak_to_strong.run(settings(*CLASSIFIER, "unsafe=''", f"data={tmp_path / 'texts.jsonl'}"), tmp_path / "run")
+
+
+def test_more_rows_than_there_are(tmp_path):
+    write_jsonl(texts(80), tmp_path / "texts.jsonl")
+    with pytest.raises(UserError, match="weak_train, which holds"):
+        weak_to_strong.run(settings(*CLASSIFIER, "weak_rows=500", f"data={tmp_path / 'texts.jsonl'}"), tmp_path / "run")
+
+
+def test_an_unknown_class_is_named(tmp_path):
+    write_jsonl(texts(80), tmp_path / "texts.jsonl")
+    with pytest.raises(UserError, match="unsafe=vile is no class of the data; there are kind, rude"):
+        weak_to_strong.run(settings(*CLASSIFIER, "unsafe=vile", f"data={tmp_path / 'texts.jsonl'}"), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["losses={hard: {kind: hard}}"], "losses needs the naive student"),
+        (["losses={soft: {fit: {epochs: 9}}}"], "losses share `fit`"),
+        (["seeds=[1, 1]"], "a seed stands twice"),
+        (["sft={epochs: 1}"], "sft belongs to a learner"),
+        (["unsafe=rude"], "unsafe names a class of texts"),
+        (["student={kind: words, hidden: 3}"], "hidden has no effect on kind=words"),
+        (["student={kind: probe, model: {name: x, adapter: {rank: 2}}}"], "a probe leaves the network"),
+    ],
+)
+def test_contradictions_are_told_before_anything_runs(overrides, words):
+    with pytest.raises(UserError, match=words):
+        settings(*overrides)
+
+
+def test_the_pocket_world_has_no_classes_of_texts(tmp_path):
+    with pytest.raises(UserError, match="the pocket world judges pairs"):
+        weak_to_strong.run(settings("task=classifier"), tmp_path / "run")
+
+
+def test_a_conversation_as_text():
+    assert told(Conversation.ask("a").answer("b")) == "a b"
+    assert LearnerSettings(kind="words").model is None
