@@ -112,9 +112,7 @@ def holdfast(case: Case, policy: PreTrainedModel, reference: PreTrainedModel, fo
     optimiser = OptimiserSettings(
         learning_rate=LEARNING_RATE, betas=BETAS, eps=EPSILON, schedule="constant", warmup_ratio=0.0
     )
-    settings = FitSettings(
-        batch_size=case.pairs, micro_tokens=case.micro_tokens, optimiser=optimiser, seed=case.seed
-    )
+    settings = FitSettings(batch_size=case.pairs, micro_tokens=case.micro_tokens, optimiser=optimiser, seed=case.seed)
     fit(DpoTask(policy, PAD, DpoSettings(beta=BETA)), rows, [], settings, RunFolder(folder), stage="policy")
     lines = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     numbers = [{"loss": line["preference"], "lead": line["lead"], "grad_norm": line["grad_norm"]} for line in lines]

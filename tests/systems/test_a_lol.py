@@ -117,6 +117,14 @@ def test_pairs_are_learned_from(method, tmp_path):
         assert summary["rankings"] == limit["answers"] - limit["beyond"]
 
 
+def test_methods_without_a_reference_are_not_annotated(tmp_path):
+    file = tmp_path / "answers.jsonl"
+    write_jsonl(scored(200), file)
+    summary = a_lol.run(real(file, "offline.method=wbc", "value={learn_from: samples}"), tmp_path / "run")
+    assert summary["offline"]["kept_share"] == 1
+    assert not (tmp_path / "run" / "annotations").exists()
+
+
 def scored(count, name="reward"):
     words = ("bread", "tulips", "tables", "rivers", "songs")
     return [

@@ -18,7 +18,7 @@ MUTANTS = [
     (OFFLINE, "line[:tokens] = row.ref", "line[-tokens:] = row.ref", TEST),
     (OFFLINE, "row.ref is None or len(row.ref) != tokens", "row.ref is None", TEST),
     (OFFLINE, "for chosen in reversed(found)", "for chosen in found", TEST),
-    (LOSS, "rows * row_weight", "rows + row_weight", TEST),
+    (LOSS, "rows * precise(row_weight)", "rows + precise(row_weight)", TEST),
     # Which rows, how often, how long.
     (OFFLINE, "(worth > 0) | (not settings.filters)", "(worth >= 0) | (not settings.filters)", TEST),
     (OFFLINE, "(worth > 0) | (not settings.filters)", "worth > 0", TEST),

@@ -130,8 +130,12 @@ def from_answers(
     limited = [limit.score for limit in settings.limits]
     answers = given.gather(bench, data, settings.rewards, limited)
     answers, weight = given.within(answers, settings.limits, bench)
-    rows, known = given.annotated(bench, answers, settings.rewards, settings.value, reference, method.value_margin)
-    ready = given.offline_rows(rows, known, weight)
+    if method.needs & {"advantage", "ref"}:
+        margin = method.value_margin
+        rows, known = given.annotated(bench, answers, settings.rewards, settings.value, reference, margin)
+        ready = given.offline_rows(rows, known, weight)
+    else:
+        ready = given.rewarded_rows(bench, answers, weight)
     watch = max(1, round(settings.held_out * len(ready)))
     planned = plan_rows(ready[watch:], method, stages.offset(settings.fit, settings.seed))
     stages.say(

@@ -209,6 +209,13 @@ def offline_rows(rows: Sequence[Encoded], found: Annotations, weight: Tensor) ->
     ]
 
 
+def rewarded_rows(bench: dual.Bench, answers: Answers, weight: Tensor) -> list[OfflineRow]:
+    """Rows for methods that ask neither V nor the reference."""
+    rows = [bench.template.answered(one) for one in answers.conversations]
+    known = zip(rows, answers.reward.tolist(), weight.tolist())
+    return [OfflineRow(row, reward=reward, weight=own) for row, reward, own in known]
+
+
 def rankings(
     bench: dual.Bench, data: OfflineData, terms: Mapping[str, RewardTerm], limits: Sequence[OfflineLimit], scored: bool
 ) -> list[Ranked]:

@@ -57,8 +57,8 @@ class Calibration:
     """How V agrees with rewards R of answers to prompts that it has not learned from.
 
     bias: the mean of R - V, by prompt; slope: of R over V, 1 for a head that neither exaggerates nor shrinks, None
-    where V is the same for all prompts; error: the mean of (R - V)^2; spread: the variance of R, which is the error of
-    the best constant; answers: how many there were.
+    where V is nearly the same for all prompts (a hundredth of the spread of R); error: the mean of (R - V)^2; spread:
+    the variance of R, which is the error of the best constant; answers: how many there were.
     """
 
     bias: Estimate
@@ -81,8 +81,8 @@ def calibration(values: ArrayLike, rewards: ArrayLike, prompts: Sequence[Hashabl
     """
     v, r = (np.asarray(each, dtype=np.float64) for each in (values, rewards))
     away = v - v.mean()
-    # Equal values differ by rounding when they come from different batches.
-    varies = np.ptp(v) > 1e-6
+    # A head that says almost the same of every prompt has no slope to speak of, only rounding or a first step.
+    varies = v.std() > 0.01 * r.std() and np.ptp(v) > 1e-6
     return Calibration(
         bias=mean(r - v, prompts),
         slope=float(away @ r / (away @ away)) if varies else None,
