@@ -191,6 +191,76 @@ def summary() -> dict[str, Any]:
         "seed": 7,
         "seconds": 431.6,
         "peak_rss_mib": 1312.4,
+        "offline": {"rows": 3200.0, "kept": 2000.0, "kept_share": 0.625, "steps": 120.0, "effective_size": 1300.4},
+        "offline_limits": [limited()],
+        "annotations": {"answers": 3400, "kept": 2110, "mean_reward": 0.742, "mean_value": 0.725},
+        "value": value_fit(),
+        "weak_to_strong": transferred(),
+    }
+
+
+def limited() -> dict[str, Any]:
+    """What a limit on the cost removed from 5,600 answers."""
+    facts = {"answers": 5600, "beyond": 2200, "without_score": 0, "reward_within": 0.742, "reward_beyond": 0.517}
+    return {"score": "cost", "most": 0.0, "how": "drop", "softness": 1.0, **facts}
+
+
+def value_fit() -> dict[str, Any]:
+    """A fitted V: not biased, a little flat, better than a constant."""
+    bias = estimate(0.002, 0.013, 154, "student_t, clustered")
+    return {"epoch": 8, "bias": bias, "slope": 0.93, "error": 0.012, "spread": 0.03, "answers": 308}
+
+
+def annotation_rows(rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Given answers with their advantages; of 400 exactly 100 are below V."""
+    sizes = np.abs(rng.normal(0.0, 0.1, 400)) + 1e-3
+    signs = np.where(np.arange(400) % 4 == 0, -1.0, 1.0)
+    return [{"id": f"answer-{i}", "advantage": float(one)} for i, one in enumerate(sizes * signs)]
+
+
+def student(level: float, pgr: dict[str, Any] | None, reason: str = "") -> dict[str, Any]:
+    """One student, two seeds, as `evaluate.vault` and `systems.transfer` report it."""
+    recovery = {
+        "value": pgr,
+        "reason": reason,
+        "weak": estimate(0.64, 0.03, 1100),
+        "student": estimate(level, 0.03, 1100),
+        "ceiling": estimate(0.72, 0.02, 1100),
+        "gap": estimate(0.08, 0.03, 1100),
+        "gain": estimate(level - 0.64, 0.01, 1100),
+        "per_seed": [0.25, None],
+    }
+    agreement = {"everywhere": estimate(0.9, 0.01), "on_right": estimate(0.93, 0.01), "on_wrong": estimate(0.74, 0.02)}
+    stops = {"gold": [0.66, 0.68, 0.65], "weak": [0.88, 0.9, 0.92], "last": 0.65, "chosen": 0.65, "oracle": 0.68}
+    return {
+        "recovery": recovery,
+        "agreement": agreement,
+        "misfit": estimate(0.002, 0.001),
+        "confident_disagreement": None,
+        "copied_mistakes": estimate(0.81, 0.02),
+        "overconfidence": estimate(0.052, 0.02),
+        "blind_spots": {"known": estimate(0.004, 0.002), "unknown": estimate(0.47, 0.03)},
+        "calibration_error": 0.017,
+        "seeds": [0, 1],
+        "stopping": [stops | {"gap": 0.03}, None],
+    }
+
+
+def transferred() -> dict[str, Any]:
+    """What a run of weak-to-strong generalization reports: the naive student and one with the confidence loss."""
+    temperature = {"supervisor": "words", "calibration": {"method": "temperature", "T": 1.67, "b": 0.0}}
+    return {
+        "items": {"weak_train": 200, "transfer": 2700, "validation": 800, "test": 1600},
+        "seeds": [0, 1],
+        "learners": {"supervisor": "bag of words", "student": "finetuned llama"},
+        "accuracy": {"supervisor": [0.65, 0.63], "ceiling": [0.73, 0.71]},
+        "labels": [temperature, temperature],
+        "students": {
+            "soft": student(0.645, estimate(0.07, 0.12, 1100)),
+            "logconf": student(0.66, estimate(0.24, 0.2, 1100)),
+        },
+        "bootstrapping_ended": ["", ""],
+        "warnings": [f"soft: {EVIL}"],
     }
 
 
@@ -337,6 +407,8 @@ def write_run(folder: Path) -> Path:
     (folder / "summary.json").write_text(json.dumps(summary()), encoding="utf-8")
     (folder / "certificate.json").write_text(json.dumps(certificate()), encoding="utf-8")
     write_lines(folder / "metrics.jsonl", [*supervised_rows(rng), *critic_rows(rng), *policy_rows(rng)])
+    (folder / "annotations").mkdir(exist_ok=True)
+    write_lines(folder / "annotations" / "annotations.jsonl", annotation_rows(rng))
     write_lines(folder / "alarms.jsonl", alarm_records())
     write_lines(folder / "scores.jsonl", score_rows(rng))
     (folder / "audit-cost.json").write_text(json.dumps(audit()), encoding="utf-8")

@@ -171,7 +171,7 @@ def test_samples_say_how_many_there_are_and_where_text_was_cut(run_folder: Path)
     [
         ("fingerprint.json", {"environment"}),
         ("*[cm]s.jsonl", {"policy", "models", "numbers"}),
-        ("summary.json", {"changes", "comparisons", "examples"}),
+        ("summary.json", {"changes", "comparisons", "examples", "offline", "recovery"}),
         ("scores.jsonl", {"replies"}),
         ("samples.jsonl", {"samples"}),
         ("certificate.json", {"certificate"}),

@@ -17,14 +17,13 @@ from holdfast.studies.a_lol_hh import (
     FILES,
     METHODS,
     Plan,
-    annotated,
     criteria,
     encoded,
     fits,
-    imitate,
     link,
     material,
     prefers,
+    prepare,
     rows,
     run,
     shortened,
@@ -88,8 +87,8 @@ def shared(folder):
 
 
 @pytest.fixture(scope="module")
-def start(shared, tmp_path_factory):
-    return imitate(SMALL, shared, 1, RunFolder(tmp_path_factory.mktemp("reference") / "run"))
+def bench(shared, tmp_path_factory):
+    return prepare(SMALL, shared, 1, RunFolder(tmp_path_factory.mktemp("reference") / "run"))
 
 
 def test_rows_of_the_development_set_are_left_out_and_rewards_order_answers(folder):
@@ -124,8 +123,8 @@ def test_prompts_are_in_one_part_only_and_leave_room(shared):
     assert not fits(long, shared.template)
 
 
-def test_values_are_learned_from_prompts_that_nothing_else_learns_from(shared, start):
-    labels = annotated(SMALL, shared, start)
+def test_values_are_learned_from_prompts_that_nothing_else_learns_from(shared, bench):
+    labels = bench.labels
     assert len(labels.rows) == 2 * (len(shared.learned) - SMALL.known)
     by_id = {one.id: one for one in shared.learned}
     for one in labels.rows[:6]:
@@ -135,9 +134,10 @@ def test_values_are_learned_from_prompts_that_nothing_else_learns_from(shared, s
     assert link(2.0) == pytest.approx(math.exp(2) / (1 + math.exp(2)))
 
 
-def test_what_a_policy_prefers_is_what_a_slow_loop_says(shared, start, tmp_path):
-    policy = imitate(SMALL.model_copy(update={"sft_steps": 2}), shared, 5, RunFolder(tmp_path / "run")).policy
-    found = prefers(policy, start, shared.held_out)
+def test_what_a_policy_prefers_is_what_a_slow_loop_says(shared, bench, tmp_path):
+    start = bench.start
+    policy = prepare(SMALL.model_copy(update={"sft_steps": 2}), shared, 5, RunFolder(tmp_path / "run")).start.policy
+    found = prefers(policy, bench)
     judged = [one for one in shared.held_out if one.rewards[0] != one.rewards[1]]
     expected = []
     for one in judged:
@@ -152,7 +152,7 @@ def test_what_a_policy_prefers_is_what_a_slow_loop_says(shared, start, tmp_path)
         expected.append(leads[0] > leads[1])
     assert found == expected
     assert 0 < sum(found) < len(found)
-    assert sum(prefers(start.policy, start, shared.held_out)) == 0
+    assert sum(prefers(start.policy, bench)) == 0
 
 
 def arms(ours, theirs):
@@ -182,7 +182,7 @@ def test_all_methods_run_and_finished_ones_are_read(folder, tmp_path, monkeypatc
     text = json.dumps(first, allow_nan=False)
     assert not any(word in text for word in WORDS)
     assert 0 < first["arms"]["a_lol"][0]["kept"] < 1
-    monkeypatch.setattr(a_lol_hh, "imitate", None)
+    monkeypatch.setattr(a_lol_hh, "prepare", None)
     assert run(tmp_path, [0], quick=True) == first
     assert len(table(first).splitlines()) == 2 + len(METHODS) + 2
 

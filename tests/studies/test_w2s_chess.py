@@ -201,9 +201,9 @@ def test_marks_by_hand(told, tmp_path):
         return 64 * chess.parse_square(start) + chess.parse_square(end)
 
     seed.answers["weak"] = answers(right[0], right[1], king("g6", "f6"), 0)
-    # Right twice, once where its supervisor is; the third answer is the supervisor's mistake, the fourth is illegal.
+    # Right once, where its supervisor is too; the last two answers are the supervisor's mistakes, one is illegal.
     seed.labels["naive"] = np.array([True])
-    seed.sit("naive", lambda: lambda asked: answers(right[0], king("g6", "f6"), king("g6", "f6"), 1))
+    seed.sit("naive", lambda: lambda asked: answers(right[0], king("g6", "f6"), king("g6", "f6"), 0))
     found = seed.marks["naive"]
     assert found["right"] == "1000"
     shares = {what: one["value"] for what, one in found.items() if isinstance(one, dict)}
@@ -212,16 +212,20 @@ def test_marks_by_hand(told, tmp_path):
         "mating": 0.25,
         "legal": 0.75,
         "legal labels": 1.0,
-        "agreement": 0.5,
+        "agreement": 0.75,
         "agreement on its right": 0.5,
-        "agreement on its wrong": 0.5,
+        "agreement on its wrong": 1.0,
     }
+    seed.answers["few"], seed.labels["direct"] = answers(0, 0, 0, right[3]), np.array([True])
+    seed.sit("direct", lambda: lambda asked: answers(0, 0, 0, 0))
+    assert seed.marks["direct"]["agreement"]["value"] == 0.75
 
 
 def test_illegal_labels_are_kept_and_counted(told, tmp_path):
     seed = Seed(SMALL, small_world(), 3, RunFolder(tmp_path))
     mate = w2s_chess.right(seed.told[0])
-    labels = F.one_hot(torch.tensor([mate, mate, 0, mate]), MOVES).float() * 5
+    quiet = 64 * chess.A2 + chess.A3
+    labels = F.one_hot(torch.tensor([mate, quiet, 0, mate]), MOVES).float() * 5
     seed.follow("naive", lambda asked: labels, seed.told)
     assert len(told["naive"][1]) == 4
     assert seed.labels["naive"].tolist() == [True, True, False, True]

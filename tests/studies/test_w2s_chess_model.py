@@ -199,4 +199,5 @@ def test_a_finished_stage_predicts_as_before_and_refuses_other_targets(tmp_path)
 
 def test_the_seed_draws_the_weights_of_a_new_player(tmp_path):
     one, other = (learn(tmp_path / str(seed), seed=seed)(range(8)) for seed in (1, 2))
-    assert not torch.equal(one, other)
+    # A step takes all rows here, so their order alone would change no more than the last digits.
+    assert float((one - other).abs().max()) > 0.5

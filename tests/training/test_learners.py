@@ -16,6 +16,7 @@ from holdfast.engine.supervised import FitSettings
 from holdfast.errors import UserError
 from holdfast.models.adapters import AdapterSettings
 from holdfast.models.tiny import tiny_policy
+from holdfast.preference.score import ModelScorer
 from holdfast.training import learners, transfer
 from holdfast.training.learners import Affine, BagOfWords, Finetuned, Probe, check_targets
 from holdfast.training.transfer import TransferSettings
@@ -131,6 +132,8 @@ def test_a_probe_standardises_by_what_it_learns_from(features, run):
     network = found.network
     torch.testing.assert_close(network.mean, table[:60].mean(0))
     torch.testing.assert_close(network.scale[:5], table[:60, :5].std(0, correction=0))
+    standard = (table - network.mean) / network.scale
+    torch.testing.assert_close(network(table), standard @ network.last.weight.T + network.last.bias)
     # A feature that never varies must not be divided by its spread.
     assert network.scale[5] == 1
     assert float((found(range(60, 80)).argmax(1) == labels[60:]).float().mean()) >= 0.85
@@ -157,6 +160,10 @@ def test_a_probe_on_pairs_is_antisymmetric(features, run):
         found = learn(probe, run, range(40), one_hot(better.tolist()), settings(30), stage=stage)
         margins = found(range(40))[:, 1]
         assert float(((margins > 0).long() == better).float().mean()) > 0.9
+        # The network scores one answer: the better answer has more of it, and no answer has any by default.
+        scores = found.network(pairs)[..., 0].detach()
+        torch.testing.assert_close(scores[:, 1] - scores[:, 0], margins)
+        assert found.network.last.bias is None
         probe.view = lambda rows: pairs.flip(1)[list(rows)]
         swapped = learners.Network(found.network, found.forward, probe.view)
         torch.testing.assert_close(swapped(range(40))[:, 1], -margins)
@@ -290,6 +297,9 @@ def test_a_network_is_finetuned_on_pairs(template, policy, run, kind):
     logits = found(items)
     assert (logits[:, 0] == 0).all()
     assert logits.argmax(1).tolist() == [i % 2 for i in range(12)]
+    # What is saved is a reward model: the better answer scores higher.
+    liked, disliked = ModelScorer(found.network, template).score([items[1][1], items[1][0]])[:, 0].tolist()
+    assert liked > disliked
     swapped = found([(other, one) for one, other in items])
     # Sums of a padded batch in another order.
     torch.testing.assert_close(swapped[:, 1], -logits[:, 1], rtol=0, atol=1e-4)

@@ -50,6 +50,8 @@ def outcome(summary: Mapping[str, Any], page: Path, audits: Mapping[str, Mapping
     if summary.get("reason") == "no_policy":
         for name, found in (audits or {}).items():
             _audited(console, f"{name}, on {found['n']['answers']} answers held out", found)
+        if "weak_to_strong" in summary:
+            _recovered(console, summary)
     elif any(summary.get(name) for name in JUDGES):
         console.print(_judges(summary))
     if any(f"{name}_after" in summary for name in ROWS):
@@ -72,6 +74,28 @@ def _before_after(summary: Mapping[str, Any]) -> Table:
         if before and after:
             table.add_row(words, _estimate(before, unit), _estimate(after, unit))
     return table
+
+
+def _recovered(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print how right supervisor, students and ceiling are, what of the gap each student recovers."""
+    report = summary["weak_to_strong"]
+    found = {name: one["recovery"] for name, one in report["students"].items()}
+    first = next(iter(found.values()))
+    seeds = ", ".join(map(str, report["seeds"]))
+    title = f"{summary['method']}, {summary['task']}, seeds {seeds}, {report['items']['test']:,} test items"
+    table = Table("", "% right", "above supervisor", "% of the gap", title=title, title_justify="left")
+    table.add_row("supervisor", _brief(first["weak"]))
+    for name, one in found.items():
+        table.add_row(name, _brief(one["student"]), _brief(one["gain"]), _brief(one["value"]))
+    table.add_row("ceiling", _brief(first["ceiling"]))
+    console.print(table)
+
+
+def _brief(found: Mapping[str, Any] | None) -> str:
+    """A share in per cent with its interval, unless it was withheld."""
+    return (
+        "n/a" if found is None else f"{100 * found['value']:.1f} [{100 * found['low']:.1f}, {100 * found['high']:.1f}]"
+    )
 
 
 def _comparison(found: Mapping[str, Any]) -> Table:

@@ -12,7 +12,7 @@ from holdfast.report.document import document
 from holdfast.report.panels import Drawing
 from holdfast.report.read import Row, Run, as_estimate
 from holdfast.report.score_plots import Bucket, Dot
-from holdfast.report.words import MINUS, NARROW, Finding, interval_in_words, number, percent
+from holdfast.report.words import NARROW, Finding, hundredths, interval_in_words, number, percent, points
 
 MOST_PARTS = 12
 # How a score's direction is said in words.
@@ -110,34 +110,34 @@ def _listed(value: Any) -> str:
 def _score(name: str, told: Row) -> Score:
     pairs, harm, rating = (told.get(key) or {} for key in ("pairs", "harm", "rating"))
     ece = (told.get("calibration") or {}).get("ece", {})
-    length = _cell(told["length"].get("spearman"), _correlation)
+    length = cell(told["length"].get("spearman"), hundredths)
     return Score(
         name=name,
         direction=DIRECTIONS[told["direction"]],
         pairs=(
-            _cell(pairs["accuracy"], percent),
-            _cell(pairs["length_accuracy"], percent)._replace(range=f"the {pairs['length_rule']} higher"),
-            _cell(pairs["gain"], _points),
+            cell(pairs["accuracy"], percent),
+            cell(pairs["length_accuracy"], percent)._replace(range=f"the {pairs['length_rule']} higher"),
+            cell(pairs["gain"], points),
             length,
         )
         if pairs
         else (),
         labels=(
-            _cell(harm.get("sign_accuracy"), percent),
-            _cell(harm.get("majority"), percent)._replace(range=""),
-            _cell(harm.get("auc"), number),
-            _cell(ece.get("raw"), percent),
-            _cell(ece.get("platt"), percent),
+            cell(harm.get("sign_accuracy"), percent),
+            cell(harm.get("majority"), percent)._replace(range=""),
+            cell(harm.get("auc"), number),
+            cell(ece.get("raw"), percent),
+            cell(ece.get("platt"), percent),
         )
         if harm or ece
         else (),
         ratings=(
-            _cell(rating["r2"], number),
-            _cell(rating["mae"], number),
-            _cell(rating["spearman"], _correlation),
-            _cell(rating["within_prompt"], _correlation),
+            cell(rating["r2"], number),
+            cell(rating["mae"], number),
+            cell(rating["spearman"], hundredths),
+            cell(rating["within_prompt"], hundredths),
             length,
-            _cell(rating["rating_length"], _correlation),
+            cell(rating["rating_length"], hundredths),
         )
         if rating
         else (),
@@ -146,22 +146,12 @@ def _score(name: str, told: Row) -> Score:
     )
 
 
-def _cell(given: Any, show: Callable[[float], str]) -> Cell:
-    """A number with its interval; how many prompts it counts stands once, with the drawings."""
+def cell(given: Any, show: Callable[[float], str]) -> Cell:
+    """Return a number with its interval, empty where there is none; how many it counts stands elsewhere on the page."""
     estimate = as_estimate(given)
     if estimate["value"] is None:
         return Cell()
     return Cell(show(estimate["value"]), interval_in_words({**estimate, "n": None}, show))
-
-
-def _correlation(value: float) -> str:
-    """A correlation with two decimals, whatever its size."""
-    return f"{round(value, 2) + 0.0:.2f}".replace("-", MINUS)
-
-
-def _points(value: float) -> str:
-    """A difference of shares, in points with its sign."""
-    return f"{'+' if value > 0 else ''}{percent(value).removesuffix('%')}"
 
 
 def _drawings(name: str, told: Row) -> Iterator[Drawing]:
@@ -220,11 +210,11 @@ def _parts(parts: Mapping[str, Mapping[str, Row]]) -> list[Dot]:
 
 
 def _length(name: str, told: Row) -> Drawing:
-    points, found = told["points"], _in_brackets(told["length"]["spearman"], _correlation)
+    drawn, found = told["points"], _in_brackets(told["length"]["spearman"], hundredths)
     picture = score_plots.cloud(
-        np.array(points["length"]), np.array(points["score"]), points["harmful"], f"Length and {name}"
+        np.array(drawn["length"]), np.array(drawn["score"]), drawn["harmful"], f"Length and {name}"
     )
-    note = f"Rank correlation {found}. {len(points['score']):,} answers are drawn."
+    note = f"Rank correlation {found}. {len(drawn['score']):,} answers are drawn."
     return Drawing(f"{name}: is it length?", picture, note)
 
 

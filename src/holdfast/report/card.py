@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from holdfast.report.page import changes, facts
+from holdfast.report.page import changes, facts, headline
 from holdfast.report.read import Run, read
-from holdfast.report.words import finding
 
 
 def write_card(run_folder: str | Path, model_folder: str | Path) -> Path:
@@ -22,7 +21,7 @@ def write_card(run_folder: str | Path, model_folder: str | Path) -> Path:
 
 def card(run: Run) -> str:
     """Return the model card of `run` as Markdown with the header that model hubs read."""
-    told = finding(run)
+    told = headline(run)
     parts = [
         "---\nlibrary_name: transformers\ntags: [holdfast, alignment, rlhf]\n---",
         f"# {_plain(run.name)}",

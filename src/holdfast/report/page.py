@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from holdfast.report import plots
+from holdfast.report import offline, plots, recovery
 from holdfast.report.audit import audited
 from holdfast.report.compare import comparisons
 from holdfast.report.document import document
@@ -21,6 +21,7 @@ from holdfast.report.read import Row, Run, as_estimate, as_number, column, evenl
 from holdfast.report.training import training
 from holdfast.report.words import (
     MINUS,
+    Finding,
     described,
     duration,
     finding,
@@ -41,6 +42,9 @@ CHANGES = (
     ("learned_reward", "Learned reward", False),
     ("learned_cost", "Learned cost", False),
     ("kl", "KL from the start (nats)", False),
+    ("distinct_1", "Different words", True),
+    ("distinct_2", "Different pairs of words", True),
+    ("distinct_3", "Different triples of words", True),
 )
 
 # What the learned scores are worth on data they were not trained on.
@@ -71,11 +75,19 @@ def page(run: Run) -> str:
     return document(
         house="Holdfast run report",
         name=run.name,
-        finding=finding(run),
+        finding=headline(run),
         facts=facts(run),
         sections=[(key, title, data) for key, title, data, _ in sections if data],
         left_out=[f"{title} ({needs})" for _, title, data, needs in sections if not data],
     )
+
+
+def headline(run: Run) -> Finding:
+    """Return what the run found: the verdict of its test, or what stands in its place where it made none."""
+    found = finding(run)
+    if run.summary.get("verdict") or run.certificate:
+        return found
+    return recovery.headline(run) or offline.headline(run, found) or found
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -90,6 +102,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Peak memory", memory is not None and f"{memory:,.0f} MiB"),
         ("Configuration", str(run.fingerprint.get("fingerprint", ""))[:12]),
         *judges(run),
+        *recovery.facts(run),
         ("Cost", str(run.summary.get("zero", {}).get("words", ""))),
         *((f"Limit on {name}, before training", str(one.get("words", ""))) for name, one in reach(run).items()),
     ]
@@ -256,9 +269,11 @@ def flat(tree: Mapping[str, Any], above: str = "") -> list[tuple[str, str]]:
 
 # In the order of the page: id, title, what fills it (empty leaves it out), and where that comes from.
 SECTIONS: tuple[tuple[str, str, Callable[[Run], Any], str], ...] = (
+    ("recovery", "From weak labels to strong", recovery.recovery, "weak_to_strong in summary.json"),
     ("changes", "Before and after", changes, "summary.json"),
     ("comparisons", "Comparisons", comparisons, "comparisons in summary.json"),
     ("examples", "The same prompts, before and after", examples, "examples in summary.json"),
+    ("offline", "What was learned from", offline.learned_from, "offline in summary.json"),
     ("policy", "Policy training", training, "policy rows in metrics.jsonl"),
     ("replies", "Reward and cost of each reply", reply_drawings, "scores.jsonl"),
     ("scores", "Score models", audited, "audit-NAME.json"),

@@ -26,6 +26,7 @@ REQUIRED: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "metrics.jsonl": {"stage": str, "step": int},
     "scores.jsonl": {"when": str, "reward": (int, float), "cost": (int, float)},
     "samples.jsonl": {"prompt": object, "response": object},
+    "annotations.jsonl": {"advantage": (int, float)},
     "alarms.jsonl": {"stage": str, "step": int, "words": str},
 }
 
@@ -44,6 +45,8 @@ class Run:
     metrics: tuple[Row, ...]
     scores: tuple[Row, ...]
     samples: tuple[Row, ...]
+    annotations: tuple[Row, ...]
+    """What was known of each given answer before a policy learned from it."""
     alarms: tuple[Row, ...]
     """What the detector of collapse found, in the order in which it did."""
     audits: Mapping[str, Row]
@@ -83,6 +86,7 @@ def read(folder: str | Path) -> Run:
         metrics=_json_lines(folder / "metrics.jsonl"),
         scores=_json_lines(folder / "scores.jsonl"),
         samples=_json_lines(folder / "samples.jsonl"),
+        annotations=_json_lines(folder / "annotations" / "annotations.jsonl"),
         alarms=_json_lines(folder / "alarms.jsonl"),
         audits={file.stem.removeprefix("audit-"): _audit(file) for file in sorted(folder.glob("audit-*.json"))},
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from holdfast.report import training_plots
+from holdfast.report.offline import GIVEN_PANELS, from_given
 from holdfast.report.panels import (
     CRITIC_PANELS,
     CRITICS,
@@ -47,6 +48,8 @@ class Training:
 def training(run: Run) -> Training | None:
     """Return how the policy was trained; None when the run logged nothing of it."""
     rows = run.stage(POLICY)
+    if from_given(rows):  # their `nll` is that of the given answers and no health of replies
+        return Training([], "", [("", panel_drawings(GIVEN_PANELS, rows))], [])
     groups = [
         ("", [*policy_drawings(run), *_alarm_drawings(rows)]),
         ("Objectives", panel_drawings(OBJECTIVE_PANELS, rows)),

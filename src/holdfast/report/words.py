@@ -59,6 +59,24 @@ def percent(value: float) -> str:
     return f"{MINUS if value < 0 else ''}{text.removesuffix('.0') if size in (0, 100) else text}%"
 
 
+def hundredths(value: float) -> str:
+    """Return a correlation or a ratio with two decimals, whatever its size.
+
+    >>> hundredths(0.2379), hundredths(-0.001)
+    ('0.24', '0.00')
+    """
+    return f"{round(value, 2) + 0.0:.2f}".replace("-", MINUS)
+
+
+def points(value: float) -> str:
+    """Return a difference of shares in points, with its sign.
+
+    >>> points(0.013), points(-0.2)
+    ('+1.3', '\u221220.0')
+    """
+    return f"{'+' if value > 0 else ''}{percent(value).removesuffix('%')}"
+
+
 def interval_in_words(estimate: Mapping[str, float | None], show: Callable[[float], str]) -> str:
     """Return the interval and the sample size of an estimate, as far as they are known.
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from holdfast.data.schema import Conversation, Ranked
 from holdfast.data.sources import DataSettings, read
@@ -151,29 +151,47 @@ def fits(row: Ranked, template: Template) -> bool:
         return False
 
 
+class Bench(NamedTuple):
+    """What all methods of a seed share.
+
+    judged: the held-out answers whose rewards differ, the better one of each pair first; ref: what the reference says
+    of each of them, its log-probability.
+    """
+
+    start: Start
+    labels: Labels
+    judged: list[Encoded]
+    ref: Tensor
+
+
 def one_seed(plan: Plan, shared: Material, seed: int, folder: Path) -> dict[str, dict[str, Any]]:
     """What is measured of every method; what they share is made when one first needs it."""
-    start, labels, found = None, None, {}
+    bench, found = None, {}
     for method in METHODS:
         out = RunFolder(folder / method, plan)
         finished = out.path / "summary.json"
         if not finished.is_file():
-            start = start or imitate(plan, shared, seed, RunFolder(folder / "reference", plan))
-            labels = labels or annotated(plan, shared, start)
-            out.write_json(finished.name, one_method(plan, shared, start, labels, method, out))
+            bench = bench or prepare(plan, shared, seed, RunFolder(folder / "reference", plan))
+            out.write_json(finished.name, one_method(plan, bench, method, out))
         found[method] = json.loads(finished.read_text(encoding="utf-8"))
     return found
 
 
-def imitate(plan: Plan, shared: Material, seed: int, out: RunFolder) -> Start:
-    """The reference: it has imitated all answers that are there to learn from."""
-    template = shared.template
+def prepare(plan: Plan, shared: Material, seed: int, out: RunFolder) -> Bench:
+    """The reference, which has imitated all answers that are there to learn from, and what follows from it."""
+    template, answers = shared.template, encoded(shared.learned, shared.template)
     policy = tiny_policy(len(template.tokenizer), hidden=plan.hidden, max_positions=plan.window, seed=seed)
-    answers = encoded(shared.learned, template)
     settings = FitSettings(batch_size=plan.batch, optimiser=adamw(3e-3, "linear"), seed=seed)
     order = Lasting(Shuffled(len(answers), plan.batch, 1, seed), plan.sft_steps)
     fit(SftTask(policy, template.pad_id), answers, [], settings, out, stage="sft", order=order)
-    return Start(policy.eval().requires_grad_(False), template, seed)
+    start = Start(policy.eval().requires_grad_(False), template, seed)
+    judged = encoded([row for row in shared.held_out if len(set(row.rewards or ())) > 1], template)
+    return Bench(start, annotated(plan, shared, start), judged, whole(policy, judged, template))
+
+
+def whole(policy: nn.Module, rows: Sequence[Encoded], template: Template) -> Tensor:
+    """(N,) the log-probabilities of whole answers."""
+    return Reader(policy, template.pad_id).logprobs(rows).double().sum(-1)
 
 
 def annotated(plan: Plan, shared: Material, start: Start) -> Labels:
@@ -202,30 +220,27 @@ def link(logit: float) -> float:
     return 1 / (1 + math.exp(-logit))
 
 
-def one_method(
-    plan: Plan, shared: Material, start: Start, labels: Labels, method: Method | Ranking, out: RunFolder
-) -> dict[str, Any]:
+def one_method(plan: Plan, bench: Bench, method: Method | Ranking, out: RunFolder) -> dict[str, Any]:
     """Train the reference by a method, and judge the held-out pairs."""
-    began = time.monotonic()
-    policy = learn(plan, start, labels, method, out)
+    began, labels = time.monotonic(), bench.labels
+    policy = learn(plan, bench.start, labels, method, out)
     seconds = time.monotonic() - began
-    right = prefers(policy, start, shared.held_out)
+    right = prefers(policy, bench)
     kept = sum(row.advantage > 0 for row in labels.rows) / len(labels.rows)
     return {
-        "seed": start.seed,
+        "seed": bench.start.seed,
         "right": rate(sum(right), len(right)).to_dict(),
-        "pairs": "".join(map(str, map(int, right))),
+        "pairs": "".join(str(int(one)) for one in right),
         "kept": kept if method.startswith("a_lol") else None,
         "value": labels.value.to_dict(),
         "seconds": round(seconds, 1),
     }
 
 
-def prefers(policy: nn.Module, start: Start, records: Sequence[Ranked]) -> list[bool]:
-    """For every pair of unequal rewards whether log pi - log pi_ref per token is higher for the better answer."""
-    rows = encoded([row for row in records if len(set(row.rewards or ())) > 1], start.template)
-    said, ref = (Reader(each, start.template.pad_id).logprobs(rows).double().sum(-1) for each in (policy, start.policy))
-    lead = (said - ref) / torch.tensor([row.length - row.prompt_length for row in rows])
+def prefers(policy: nn.Module, bench: Bench) -> list[bool]:
+    """For every held-out pair whether log pi - log pi_ref per token is higher for the better answer."""
+    tokens = torch.tensor([row.length - row.prompt_length for row in bench.judged])
+    lead = (whole(policy, bench.judged, bench.start.template) - bench.ref) / tokens
     better, worse = lead.view(-1, 2).unbind(-1)
     return (better > worse).tolist()
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from holdfast.data.formats import Readable
+from holdfast.data.halves import identities
 from holdfast.data.sources import DataSettings, read
 from holdfast.engine.log import RunFolder
 from holdfast.engine.step import OptimiserSettings
@@ -40,11 +41,13 @@ def place() -> Path:
 
 
 def records(name: str) -> list[Readable]:
-    """The usable rows of a file; `UserError` when it is missing."""
+    """The usable rows of a file; `UserError` when it is missing or two rows have one id."""
     file = place() / f"{name}.jsonl.gz"
     if not file.is_file():
         raise UserError(f"there is no {file}; set HOLDFAST_SHARED to the folder that holds data/w2s")
-    return read(DataSettings(path=str(file), split="all", on_bad_row="skip")).records
+    found = read(DataSettings(path=str(file), split="all", on_bad_row="skip")).records
+    identities(found)
+    return found
 
 
 def learning(epochs: int, rate: float, decay: float = 0.01, **options: Any) -> TransferSettings:
@@ -104,6 +107,7 @@ def measured(plan: Plan, seed: int, run: RunFolder) -> dict[str, Any]:
         "ceiling": marks(outcome.ceiling),
         "students": students,
         "warnings": report["warnings"],
+        "facts": report["facts"],
     }
 
 
@@ -132,13 +136,8 @@ def accuracies(runs: Runs, name: str) -> list[float]:
 
 def recovery(runs: Runs, loss: str) -> Recovery:
     """How much of the gap the students of a loss recover: a ratio of means, with its interval or why there is none."""
-    return recovered(
-        *([unpacked(_model(one, name)["right"], one["items"]["test"]) for one in runs] for name in _three(loss))
-    )
-
-
-def _three(loss: str) -> tuple[str, str, str]:
-    return "supervisor", loss, "ceiling"
+    models = ("supervisor", loss, "ceiling")
+    return recovered(*([unpacked(_model(one, name)["right"], one["items"]["test"]) for one in runs] for name in models))
 
 
 def _model(one: Mapping[str, Any], name: str) -> Mapping[str, Any]:

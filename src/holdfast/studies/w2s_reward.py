@@ -44,7 +44,8 @@ import torch
 from torch import Tensor
 
 from holdfast.config import Settings
-from holdfast.data.schema import DualPair
+from holdfast.data.recast import as_preference
+from holdfast.data.schema import Conversation
 from holdfast.data.split import cluster_ids
 from holdfast.data.template import Template
 from holdfast.data.tokenizer import train_tokenizer
@@ -76,6 +77,9 @@ from holdfast.training.transfer import TransferSettings
 
 SEEDS = tuple(range(10, 20))
 CLAIM = "a reward or cost model that learns from a weaker one's labels surpasses it"
+
+GOLD = 500
+"""Gold pairs at hand of posts and of answers in the pocket world; a seed draws some of them for its supervisor."""
 
 
 class Arm(Settings):
@@ -200,14 +204,27 @@ def plan(place: Path, world: World, name: str) -> Plan:
         ceiling=taught,
         students={loss: taught.model_copy(update={"kind": loss}) for loss in arm.losses},
         select=False,
+        facts={"shorter": shorter(pairs.exam)},
     )
+
+
+def shorter(pairs: Sequence[Compared]) -> float:
+    """The share of pairs whose high answer has fewer words, ties for a half: the easiest error to imitate."""
+    longer = [np.sign(len(said(one.high).split()) - len(said(one.low).split())) for one in pairs]
+    return float(0.5 - 0.5 * np.mean(longer))
+
+
+def said(side: Any) -> str:
+    """The answer of a side, without what it answers."""
+    return str(side.response if isinstance(side, Conversation) else side[-1])
 
 
 def drawn(pairs: Pairs, taught: int, seed: int) -> Pools:
     """What a seed learns from, and the exam; all in random order of the answers."""
-    chosen = np.random.default_rng((seed, 0)).permutation(len(pairs.gold))[:taught]
+    shuffled = np.random.default_rng((seed, 0)).permutation(len(pairs.gold)).tolist()
+    chosen = sorted(some(shuffled, taught, "the gold pairs"))
     return Pools(
-        weak_train=ordered([pairs.gold[i] for i in sorted(chosen)], (seed, 1)),
+        weak_train=ordered([pairs.gold[i] for i in chosen], (seed, 1)),
         transfer=ordered(pairs.transfer, (seed, 2)),
         validation=Pool(),
         test=ordered(pairs.exam, (0, 3)),
@@ -240,23 +257,22 @@ def harmless(test: int, transfer: int) -> Pairs:
 
     Sides are (prompt, answer).
     """
-    rows = [one for one in records("hh_harmless_single_turn") if isinstance(one, DualPair)]
+    rows = [as_preference(one, "hh") for one in records("hh_harmless_single_turn")]
     parts: dict[str, list[Compared]] = {"half_a": [], "half_b": [], "test": []}
     for row, cluster in zip(rows, cluster_ids(rows)):
         asked = row.prompt.messages[0].text
-        parts[row.split].append(Compared(row.id, cluster, *((asked, answer) for answer in row.responses)))
-    gold, told, exam = (list(part) for part in parts.values())
+        parts[row.split].append(Compared(row.id, cluster, (asked, row.chosen), (asked, row.rejected)))
+    gold, told, exam = parts.values()
     examined = {one.group for one in exam}
     told = [one for one in told if one.group not in examined]
     shut = examined.union(one.group for one in told)
-    alone = {one.group: one for one in reversed(exam)}  # the first of each prompt
-    exam = [one for one in exam if alone[one.group] is one]
-    return Pairs(exam, told, [one for one in gold if one.group not in shut])
+    alone = {one.group: one for one in exam}
+    return Pairs(list(alone.values()), told, [one for one in gold if one.group not in shut])
 
 
 def posts(test: int, transfer: int) -> Pairs:
     """An offensive post and one that is not, all of different words. Sides are (text,)."""
-    texts = w2s_text.corpus("tweets", 2 * test, 2 * transfer + 1200)
+    texts = w2s_text.corpus("tweets", 2 * test, 2 * (transfer + GOLD))
     parts = []
     for part in (texts.exam, texts.pool):
         alone = dict(zip(cluster_ids(part), part)).values()
@@ -269,7 +285,7 @@ def posts(test: int, transfer: int) -> Pairs:
 def answers(test: int, transfer: int) -> Pairs:
     """Two answers to a request of the pocket world, each request once. Sides are conversations."""
     rng, found = np.random.default_rng(0), {}
-    while len(found) < test + transfer + 500:
+    while len(found) < test + transfer + GOLD:
         drawn = annotators.draw_pair(f"pair-{len(found)}", annotators.Annotator(), rng)
         asked = drawn.prompt.messages[0].text
         value = [truth(asked, reply).value for reply in drawn.responses]
@@ -287,9 +303,9 @@ def learners(place: Path, world: World, arm: Arm) -> tuple[Learner, TransferSett
         return networks(place, world, arm)
     seen, row = embedded(place, world.small_steps, arm.data, arm.test, arm.transfer)
     return (
-        BagOfWords(lambda items: [(first[-1], second[-1]) for first, second in items], pair=True),
+        BagOfWords(lambda items: [(said(first), said(second)) for first, second in items], pair=True),
         TransferSettings(),
-        Probe(lambda items: seen[[[row[side] for side in item] for item in items]], pair=True),
+        Probe(lambda items: seen[torch.tensor([[row[side] for side in item] for item in items])], pair=True),
     )
 
 
@@ -333,4 +349,6 @@ def criteria(arms: Mapping[str, Runs]) -> list[dict[str, Any]]:
 
 def table(result: Mapping[str, Any]) -> str:
     """The result as a Markdown table with all models of all arms."""
-    return table_of(result["arms"])
+    arms = result["arms"]
+    baseline = ", ".join(f"{name} {runs[0]['facts']['shorter']:.3f}" for name, runs in arms.items())
+    return f"{table_of(arms)}\n\nWho always takes the shorter answer is right in: {baseline}."

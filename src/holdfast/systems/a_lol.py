@@ -40,7 +40,7 @@ from holdfast.rollout.reading import Reader
 from holdfast.stats.diversity import distinct_n
 from holdfast.systems import dual, exam, given, stages
 from holdfast.systems.scores import CostStage, RewardStage
-from holdfast.training.offline import OfflineSettings, OfflineTask, plan_rows
+from holdfast.training.offline import OfflineSettings, OfflineTask, offline_rows, plan_rows
 from holdfast.training.ranked import DpoSettings, DpoTask, ProSettings, ProTask, RankedRow, ranked_rows, reference_of
 from holdfast.training.selection import OfflineLimit, RewardTerm
 
@@ -133,7 +133,7 @@ def from_answers(
     if method.needs & {"advantage", "ref"}:
         margin = method.value_margin
         rows, known = given.annotated(bench, answers, settings.rewards, settings.value, reference, margin)
-        ready = given.offline_rows(rows, known, weight)
+        ready = offline_rows(rows, known, weight)
     else:
         ready = given.rewarded_rows(bench, answers, weight)
     watch = max(1, round(settings.held_out * len(ready)))

@@ -201,14 +201,6 @@ def scorer_digest(bench: dual.Bench, terms: Mapping[str, RewardTerm]) -> str:
     return hashlib.sha256(json.dumps([weights, others, told], sort_keys=True).encode()).hexdigest()
 
 
-def offline_rows(rows: Sequence[Encoded], found: Annotations, weight: Tensor) -> list[OfflineRow]:
-    """Rows for `training.offline`, of which those of weight zero are left out."""
-    return [
-        OfflineRow(row, float(found.rewards[i]), float(found.advantage[i]), found.ref_of(i), float(weight[i]))
-        for i, row in enumerate(rows)
-    ]
-
-
 def rewarded_rows(bench: dual.Bench, answers: Answers, weight: Tensor) -> list[OfflineRow]:
     """Rows for methods that ask neither V nor the reference."""
     rows = [bench.template.answered(one) for one in answers.conversations]
