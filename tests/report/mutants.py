@@ -100,14 +100,18 @@ MUTANTS = [
     *_of(
         "audit.py",
         "test_audit.py",
-        ("{'+' if value > 0 else ''}", ""),
-        ('_cell(ece.get("platt"), percent)', '_cell(ece.get("raw"), percent)'),
+        ('cell(ece.get("platt"), percent)', 'cell(ece.get("raw"), percent)'),
         ('{**estimate, "n": None}', "estimate"),
         ("if len(members) > 1:", "if members:"),
         ("members.items())[:MOST_PARTS]", "members.items())[: 2 * MOST_PARTS]"),
         ("share >= 1e-4", "share >= 0"),
         ('if told["length"].get("spearman"):', "if True:"),
         ("if value]\n    page =", "]\n    page ="),
+    ),
+    *_of(
+        "words.py",
+        "test_audit.py",
+        ("{'+' if value > 0 else ''}", ""),
         ("round(value, 2) + 0.0", "round(value, 1) + 0.0"),
     ),
     *_of(

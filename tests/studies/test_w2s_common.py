@@ -17,6 +17,7 @@ from holdfast.studies.w2s_common import (
     learning,
     measured,
     more,
+    notes_of,
     one_run,
     packed,
     records,
@@ -42,8 +43,12 @@ def model(right):
 
 def run_of(weak=60, soft=70, logconf=75, ceiling=80, seed=10, **more_of_it):
     students = {name: model(right) | {"on_wrong": 0.4} for name, right in {"soft": soft, "logconf": logconf}.items()}
-    own = {"seed": seed, "items": {"test": TEST}, "seconds": 1.0, "warnings": [], "facts": {}}
-    return own | {"supervisor": model(weak), "ceiling": model(ceiling), "students": students} | more_of_it
+    own = {"seed": seed, "items": {"test": TEST}, "seconds": 1.0, "warnings": [], "facts": {"sees": "letters"}}
+    return (
+        own
+        | {"supervisor": model(weak) | {"mean": 0.25, "sd": 0.5}, "ceiling": model(ceiling), "students": students}
+        | more_of_it
+    )
 
 
 def test_a_missing_file_is_named_with_what_to_do(monkeypatch, tmp_path):
@@ -130,6 +135,12 @@ def test_the_signed_rank_test_is_exact(students):
     assert not worse["holds"]
 
 
+def test_equal_gains_share_a_rank_whatever_their_last_bit():
+    runs = [run_of(soft=at, logconf=at + gain) for at, gain in zip((10, 30, 70, 20, 50, 60, 90), (1,) * 3 + (-1,) * 4)]
+    # Seven equal sizes: p is the chance of three heads or more.
+    assert surer("sure", runs, "logconf", "soft")["method"] == "p = 0.7734, signed ranks"
+
+
 def test_nothing_is_sure_of_one_run_or_of_equals():
     assert not surer("sure", [run_of()], "logconf", "soft")["holds"]
     assert not surer("sure", [run_of(logconf=70)] * 5, "logconf", "soft")["holds"]
@@ -200,3 +211,9 @@ def test_the_table_names_every_model_and_says_why_there_is_no_pgr():
     assert "| 2/2 | 2/2 | 0.40 |" in lines[4]
     assert lines[5] == "| text | ceiling | 0.800 [0.800, 0.800] | - | - | - | - |"
     assert "n/a (gap too small" in lines[7]
+
+
+def test_the_notes_count_the_seeds_whose_gap_is_too_small():
+    silent = run_of(warnings=["logconf: PGR: n/a (gap too small)", "soft: PGR: n/a (gap too small)"])
+    last = notes_of({"text": [run_of(), silent, silent]}).split("\n")[-1]
+    assert last == "| text | letters | 0.25 | 0.50 | 2/3 |"

@@ -180,9 +180,9 @@ def model(accuracy):
 
 
 def one(weak=0.59, soft=0.61, logconf=0.62, ceiling=0.64):
-    own = {"seed": 1, "items": {"test": 1000}, "warnings": [], "seconds": 1.0, "facts": {"shorter": 0.59}}
+    own = {"seed": 1, "items": {"test": 1000}, "warnings": [], "seconds": 1.0, "facts": {"shorter": 0.59, "sees": "x"}}
     students = {"soft": model(soft), "logconf": model(logconf)}
-    return own | {"supervisor": model(weak), "ceiling": model(ceiling), "students": students}
+    return own | {"supervisor": model(weak) | {"mean": 0.5, "sd": 0.1}, "ceiling": model(ceiling), "students": students}
 
 
 GOOD = {name: [one()] * 10 for name in ("hh_300", "hh_1000", "cost_50")} | {"pocket": [one()] * 5}

@@ -186,8 +186,8 @@ def one(
         loss: model(level, list(curve), share)
         for loss, level, share, curve in zip(("soft", "logconf"), (soft, logconf), wrong, curves)
     }
-    own = {"seed": 1, "items": {"test": 1000}, "warnings": list(warnings), "seconds": 1.0, "facts": {}}
-    return own | {"supervisor": model(weak), "ceiling": model(ceiling), "students": students}
+    own = {"seed": 1, "items": {"test": 1000}, "warnings": list(warnings), "seconds": 1.0, "facts": {"sees": "x"}}
+    return own | {"supervisor": model(weak) | {"mean": 0.5, "sd": 0.1}, "ceiling": model(ceiling), "students": students}
 
 
 LONG = one(curves=((0.84, 0.86, 0.842), (0.88, 0.884, 0.875)))

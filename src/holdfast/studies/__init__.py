@@ -14,4 +14,6 @@ STUDIES = (
     "safe_rlhf",
     "w2s_chess",
     "w2s_dial",
+    "w2s_reward",
+    "w2s_text",
 )

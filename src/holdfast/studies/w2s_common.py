@@ -178,11 +178,11 @@ def surer(name: str, runs: Runs, better: str, other: str, level: float = 0.01) -
 
     values, others = (np.array(accuracies(runs, loss)) for loss in (better, other))
     found = more(name, values, others)
-    if found["value"] is None or not (values - others).any():
+    gains = np.round(values - others, 9)  # what is equal on paper must not be ranked by its last bit
+    if found["value"] is None or not gains.any():
         return found | {"holds": False}
-    p = float(
-        wilcoxon(values, others, alternative="greater", method=PermutationMethod(2 ** min(len(values), 16))).pvalue
-    )
+    every_sign = PermutationMethod(2 ** min(len(gains), 16))
+    p = float(wilcoxon(gains, alternative="greater", method=every_sign).pvalue)
     return found | {"holds": p < level, "method": f"p = {p:.4f}, signed ranks", "needed": f"p < {level}"}
 
 
@@ -196,6 +196,16 @@ def table_of(arms: Mapping[str, Runs]) -> str:
             rows.append([arm, model, level, *_gains(runs, model)])
     columns = ["arm", "model", "accuracy", "PGR", "above its supervisor", "above naive", "agrees on mistakes"]
     return markdown(columns, rows)
+
+
+def notes_of(arms: Mapping[str, Runs]) -> str:
+    """A Markdown table: what students see, what weak labels are like, and in how many seeds the gap is too small."""
+    rows = []
+    for arm, runs in arms.items():
+        labels = [f"{np.mean([one['supervisor'][key] for one in runs]):.2f}" for key in ("mean", "sd")]
+        withheld = sum(any(line.startswith("soft: PGR: n/a") for line in one["warnings"]) for one in runs)
+        rows.append([arm, runs[0]["facts"]["sees"], *labels, f"{withheld}/{len(runs)}"])
+    return markdown(["arm", "students see", "mean of weak labels", "their SD", "seeds without a PGR"], rows)
 
 
 def _gains(runs: Runs, model: str) -> list[str]:

@@ -66,6 +66,7 @@ from holdfast.studies.w2s_common import (
     above,
     all_runs,
     learning,
+    notes_of,
     records,
     recovers,
     table_of,
@@ -187,7 +188,7 @@ def plan(place: Path, world: World, name: str) -> Plan:
     """Who learns what in an arm."""
     arm = world.arms[name]
     pairs = pairs_of(arm.data, arm.test, arm.transfer)
-    supervisor, supervised, student = learners(place, world, arm)
+    team = networks(place, world, arm) if arm.data == "pocket" else linear(place, world, arm)
     taught = learning(arm.epochs, arm.rate, arm.decay)
     everything = [one for part in pairs for one in part]
     return Plan(
@@ -198,13 +199,13 @@ def plan(place: Path, world: World, name: str) -> Plan:
             sealed=[f"{one.id}/{y}" for one in pairs.exam for y in (0, 1)],
             groups={f"{one.id}/{y}": one.group for one in everything for y in (0, 1)},
         ),
-        supervisor=supervisor,
-        student=student,
-        supervised=supervised,
+        supervisor=team.supervisor,
+        student=team.student,
+        supervised=team.supervised,
         ceiling=taught,
         students={loss: taught.model_copy(update={"kind": loss}) for loss in arm.losses},
         select=False,
-        facts={"shorter": shorter(pairs.exam)},
+        facts={"shorter": shorter(pairs.exam), "sees": team.sees},
     )
 
 
@@ -297,30 +298,35 @@ def answers(test: int, transfer: int) -> Pairs:
     return Pairs(rows[:test], rows[test : test + transfer], rows[test + transfer :])
 
 
-def learners(place: Path, world: World, arm: Arm) -> tuple[Learner, TransferSettings, Learner]:
-    """The supervisor, how it learns, and the student."""
-    if arm.data == "pocket":
-        return networks(place, world, arm)
-    seen, row = embedded(place, world.small_steps, arm.data, arm.test, arm.transfer)
-    return (
-        BagOfWords(lambda items: [(said(first), said(second)) for first, second in items], pair=True),
-        TransferSettings(),
-        Probe(lambda items: seen[torch.tensor([[row[side] for side in item] for item in items])], pair=True),
-    )
+class Team(NamedTuple):
+    """Who labels, how it learns, who learns from the labels, and what that one sees."""
+
+    supervisor: Learner
+    supervised: TransferSettings
+    student: Learner
+    sees: str
+
+
+def linear(place: Path, world: World, arm: Arm) -> Team:
+    """A bag of words that reads the answers, and a linear head on embeddings of what was asked and answered."""
+    seen, row, name = embedded(place, world.small_steps, arm.data, arm.test, arm.transfer)
+    words = BagOfWords(lambda items: [(said(first), said(second)) for first, second in items], pair=True)
+    probe = Probe(lambda items: seen[torch.tensor([[row[side] for side in item] for item in items])], pair=True)
+    return Team(words, TransferSettings(), probe, name)
 
 
 @lru_cache
 def embedded(
     place: Path, small_steps: int, data: str, test: int, transfer: int
-) -> tuple[Tensor, dict[tuple[str, ...], int]]:
-    """Embeddings (N, d) of all answers that the student reads, and the row of each."""
+) -> tuple[Tensor, dict[tuple[str, ...], int], str]:
+    """Embeddings (N, d) of all answers that the student reads, the row of each, and the name of the encoder."""
     pairs = pairs_of(data, test, transfer)
     sides = dict.fromkeys(side for part in (pairs.exam, pairs.transfer) for one in part for side in (one.high, one.low))
     found = encoder.embeddings(place, [" [SEP] ".join(side) for side in sides], small_steps)
-    return torch.from_numpy(found.values), {side: i for i, side in enumerate(sides)}
+    return torch.from_numpy(found.values), {side: i for i, side in enumerate(sides)}, found.encoder
 
 
-def networks(place: Path, world: World, arm: Arm) -> tuple[Learner, TransferSettings, Learner]:
+def networks(place: Path, world: World, arm: Arm) -> Team:
     """A small transformer, how it learns, and a larger one that imitated the answers to be labelled, good and bad.
 
     The paper calls it generative finetuning: a language model learns from the answers before it learns to compare.
@@ -332,8 +338,8 @@ def networks(place: Path, world: World, arm: Arm) -> tuple[Learner, TransferSett
     pairs = pairs_of("pocket", arm.test, arm.transfer).transfer
     rows = imitation_rows([side for one in pairs for side in (one.high, one.low)], template)
     fit(SftTask(large, template.pad_id), rows, [], world.imitation, RunFolder(place / "imitation"), stage="sft")
-    supervised = learning(world.weak_epochs, 3e-3)
-    return Finetuned(small, template, pair=True), supervised, Finetuned(large, template, pair=True)
+    pair = [Finetuned(one, template, pair=True) for one in (small, large)]
+    return Team(pair[0], learning(world.weak_epochs, 3e-3), pair[1], "tokens")
 
 
 def criteria(arms: Mapping[str, Runs]) -> list[dict[str, Any]]:
@@ -351,4 +357,4 @@ def table(result: Mapping[str, Any]) -> str:
     """The result as a Markdown table with all models of all arms."""
     arms = result["arms"]
     baseline = ", ".join(f"{name} {runs[0]['facts']['shorter']:.3f}" for name, runs in arms.items())
-    return f"{table_of(arms)}\n\nWho always takes the shorter answer is right in: {baseline}."
+    return f"{table_of(arms)}\n\n{notes_of(arms)}\n\nWho always takes the shorter answer is right in: {baseline}."

@@ -66,6 +66,7 @@ from holdfast.studies.w2s_common import (
     all_runs,
     learning,
     more,
+    notes_of,
     records,
     recovers,
     surer,
@@ -169,7 +170,7 @@ def plan(place: Path, world: World, name: str) -> Plan:
     """Who learns what in an arm."""
     arm = world.arms[name]
     texts = corpus(arm.data, world.test, world.pool)
-    seen = features(place, arm.data, world.test, world.pool, arm.lsa, world.small_steps)
+    seen, sees = features(place, arm.data, world.test, world.pool, arm.lsa, world.small_steps)
     row = {one.id: i for i, one in enumerate(texts.everything)}
     student = learning(arm.epochs, 1e-3)
     return Plan(
@@ -187,6 +188,7 @@ def plan(place: Path, world: World, name: str) -> Plan:
         students={loss: student.model_copy(update={"kind": loss} | LOSSES.get(loss, {})) for loss in arm.losses},
         select=arm.select,
         unsafe=1,
+        facts={"sees": sees},
     )
 
 
@@ -244,13 +246,14 @@ def dialogues() -> list[Classified]:
 
 
 @lru_cache
-def features(place: Path, data: str, exam: int, pool: int, lsa: int, small_steps: int) -> Tensor:
-    """What a student sees (N, d) of the texts of a corpus: embeddings, or `lsa` dimensions of TF-IDF."""
+def features(place: Path, data: str, exam: int, pool: int, lsa: int, small_steps: int) -> tuple[Tensor, str]:
+    """What a student sees (N, d) of the texts of a corpus, embeddings or `lsa` dimensions of TF-IDF, and its name."""
     texts = corpus(data, exam, pool)
     words = [texts.words[one.id] for one in texts.everything]
     if lsa:
-        return torch.from_numpy(spectrum(place, words, exam, lsa))
-    return torch.from_numpy(encoder.embeddings(place, words, small_steps).values)
+        return torch.from_numpy(spectrum(place, words, exam, lsa)), f"LSA, {lsa} dimensions"
+    found = encoder.embeddings(place, words, small_steps)
+    return torch.from_numpy(found.values), found.encoder
 
 
 def spectrum(place: Path, words: Sequence[str], unseen: int, dimensions: int) -> NDArray[np.float32]:
@@ -299,7 +302,7 @@ def heights(runs: Runs, loss: str) -> tuple[NDArray[np.float64], NDArray[np.floa
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The result as Markdown tables: all models of all arms, and what learning on and on does."""
+    """The result as Markdown tables: all models of all arms, and what learning too long does."""
     arms = result["arms"]
     rows = []
     for loss in ("soft", "logconf"):
@@ -307,4 +310,4 @@ def table(result: Mapping[str, Any]) -> str:
         best, last = (values.mean() for values in heights(arms["long"], loss))
         rows.append([loss, int(curve.argmax()) + 1, f"{best:.3f}", len(curve), f"{last:.3f}"])
     curves = markdown(["`long`", "best epoch", "accuracy then", "last epoch", "accuracy then"], rows)
-    return f"{table_of(arms)}\n\n{curves}"
+    return f"{table_of(arms)}\n\n{notes_of(arms)}\n\n{curves}"
