@@ -150,6 +150,8 @@ def test_trust_in_v_is_put_in_words(run: Run) -> None:
         "Where V differs by 1 between prompts, R differs by 0.930. "
         "Of the variance of R, between prompts and among answers to one, it explains 60.0%."
     )
+    assert rewards.startswith("Answers within the limits earn")
+    assert next(value_in_words(run.summary | {"offline_limits": []})).startswith("The answers earn")
     assert list(value_in_words({})) == []
 
 
@@ -179,6 +181,18 @@ def test_the_headline_accounts_for_every_answer_and_claims_no_safety(run: Run) -
     )
     assert found.sentence.endswith("claims nothing about the harm of its policy.")
     assert 2000 + 2200 + 200 + 1200 == 5600
+
+
+def test_answers_beyond_several_limits_are_counted_once(run: Run) -> None:
+    (limit,) = run.summary["offline_limits"]
+    both = [limit, limit | {"score": "length", "beyond": 1500}]
+    found = page_headline(untested(run, offline_limits=both))
+    assert found.sentence.startswith("2,200 lie beyond a limit. 200 only watch")
+    # Without annotations nothing says how many keep both limits: what is left out of 5,600 is told in one number.
+    blind = page_headline(untested(run, offline_limits=both, annotations=None))
+    assert blind.sentence.startswith("2,400 lie beyond a limit or only watch the training. 1,200 are")
+    single = page_headline(untested(run, annotations=None))
+    assert single.sentence.startswith("2,200 lie beyond a limit. 200 only watch")
 
 
 def test_other_headlines(run: Run) -> None:
@@ -219,7 +233,7 @@ def test_curves_of_given_answers_replace_those_of_replies(run: Run, monkeypatch:
         "Ratios held by the clip": [
             ("above", "line", [25.0]),
             ("below", "line", [50.0]),
-            ("below, held out", "line", [75.0]),
+            ("below, held out", "held out", [75.0]),
         ],
     }
 

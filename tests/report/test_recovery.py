@@ -75,7 +75,7 @@ def test_the_headline_names_the_best_with_its_interval_and_that_it_was_picked(ru
     assert found.sentence == (
         "Of 1,600 test pairs the supervisor gets 64.0% (61.0% to 67.0%) right, the student of its labels, with the "
         "loss logconf, 66.0% (63.0% to 69.0%), and the ceiling, the same model taught by people's labels, 72.0% "
-        "(70.0% to 74.0%). PGR is 0.24 (0.04 to 0.44), over items and seeds. It is the best of 2 losses on the very "
+        "(70.0% to 74.0%). PGR is 0.24 (0.04 to 0.44), over items and seeds. It is the best of 2 students on the very "
         f"items that judge it. Plain imitation, soft, has PGR 0.07 ({MINUS}0.05 to 0.19)."
     )
 
@@ -106,7 +106,7 @@ def test_nothing_is_claimed_of_an_interval_that_reaches_zero(run: Run, value: di
 def test_the_naive_student_is_not_set_beside_itself(run: Run) -> None:
     found = headline(with_students(run, soft={"student": mark(0.7)}, hard={"student": mark(0.6)}))
     assert found is not None
-    assert found.sentence.endswith("It is the best of 2 losses on the very items that judge it.")
+    assert found.sentence.endswith("It is the best of 2 students on the very items that judge it.")
 
 
 def test_a_run_without_students_has_nothing(finished: Path) -> None:

@@ -37,7 +37,7 @@ MUTANTS = [
     (TEXT, "select=arm.select,", "select=True,", TEXT_TEST),
     (TEXT, "(even(alone, exam),", '(even(parts["exam"], exam),', TEXT_TEST),
     (TEXT, "take(part, count // 2, SALT)", "take(part, count // 3, SALT)", TEXT_TEST),
-    (TEXT, 'pools(texts.pool, SHARES, f"{SALT}/{seed}")', "pools(texts.pool, SHARES, SALT)", TEXT_TEST),
+    (TEXT, 'salt = f"{SALT}/{seed}"', "salt = SALT", TEXT_TEST),
     (TEXT, "fit(words[unseen:])", "fit(words)", TEXT_TEST),
     (TEXT, "[str(unseen), str(dimensions), *words]", "words", TEXT_TEST),
     (TEXT, "curves.mean(0).argmax()", "curves.max(0).argmax()", TEXT_TEST),

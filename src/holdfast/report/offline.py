@@ -111,20 +111,19 @@ def headline(run: Run, untested: Finding) -> Finding | None:
 
 def _left_out(summary: Mapping[str, Any]) -> str:
     """Why answers were not learned from, as sentences."""
-    beyond = sum(one["beyond"] for one in _dropping(summary))
     worse = summary["offline"]["rows"] - summary["offline"]["kept"]
+    watching = _watching(summary)
     told = (
-        (beyond, "lie beyond a limit"),
-        (_watching(summary), "only watch the training"),
+        (_given(summary) - _within(summary), f"lie beyond a limit{'' if watching else ' or only watch the training'}"),
+        (watching, "only watch the training"),
         (worse, "are worth no more than V, what is to be expected on their prompt"),
     )
     return "".join(f"{count:,.0f} {words}. " for count, words in told if count)
 
 
 def _watching(summary: Mapping[str, Any]) -> float:
-    """How many answers were held out; 0 where nothing says how many there were."""
-    rows = summary["offline"]["rows"]
-    return summary.get("annotations", {}).get("answers", rows) - rows
+    """How many answers were held out; 0 where nothing says so."""
+    return _within(summary) - summary["offline"]["rows"]
 
 
 def counts(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -138,17 +137,35 @@ def counts(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
     found = summary.get("offline") or ({"rows": summary["rankings"]} if "rankings" in summary else None)
     if found is None:
         return []
-    limits, rows = summary.get("offline_limits", ()), found["rows"]
-    given = limits[0]["answers"] if limits else summary.get("annotations", {}).get("answers", rows)
-    left = [("given", given)]
+    left = [("given", _given(summary))]
     left += [(_kept_by(one), one["answers"] - one["beyond"]) for one in _dropping(summary)]
-    left.append(("to learn from", rows))
-    kept = found.get("kept", rows)
-    if kept < rows:
-        left.append(("better than V", kept))
-    if (size := found.get("effective_size", kept)) < 0.995 * kept:
-        left.append(("as many equal ones", size))
+    left.append(("to learn from", found["rows"]))
+    if found.get("kept", found["rows"]) < found["rows"]:
+        left.append(("better than V", found["kept"]))
+    if _uneven(found):
+        left.append(("as many equal ones", found["effective_size"]))
     return left
+
+
+def _given(summary: Mapping[str, Any]) -> float:
+    """How many answers or rankings there were before any limit, as far as something says so."""
+    limits = summary.get("offline_limits", ())
+    return limits[0]["answers"] if limits else _within(summary)
+
+
+def _within(summary: Mapping[str, Any]) -> float:
+    """How many keep all limits. Where they were not annotated and limits may overlap, those to learn from."""
+    if "annotations" in summary:
+        return summary["annotations"]["answers"]
+    if len(summary.get("offline_limits", ())) == 1 == len(_dropping(summary)):
+        (limit,) = _dropping(summary)
+        return limit["answers"] - limit["beyond"]
+    return summary["offline"]["rows"] if "offline" in summary else summary["rankings"]
+
+
+def _uneven(found: Row) -> bool:
+    """Whether draws favour some answers, by more than rounding."""
+    return "effective_size" in found and found["effective_size"] < 0.995 * found["kept"]
 
 
 def _dropping(summary: Mapping[str, Any]) -> list[Row]:
@@ -176,7 +193,7 @@ def _use(run: Run) -> Iterator[str]:
     if batch is not None:
         draws = found["steps"] * batch
         yield f"{draws:,.0f} draws in {found['steps']:,.0f} steps, {number(draws / found['kept'])} of each on average."
-    if found["effective_size"] < 0.995 * found["kept"]:
+    if _uneven(found):
         yield f"Draws are as uneven as if {found['effective_size']:,.0f} equal answers had been drawn alike."
 
 
@@ -213,12 +230,10 @@ def _limit(told: Row) -> tuple[str, ...]:
 
 def value_in_words(summary: Mapping[str, Any]) -> Iterator[str]:
     """Yield sentences on how far to trust V; none where no V was fitted."""
-    told, known = summary.get("value"), summary.get("annotations")
+    told, known, limits = (summary.get(key) for key in ("value", "annotations", "offline_limits"))
     if known:
-        yield (
-            f"Within the limits the given answers earn {number(known['mean_reward'])} on average; "
-            f"V of their prompts is {number(known['mean_value'])}."
-        )
+        whose = "Answers within the limits" if limits else "The answers"
+        yield f"{whose} earn {number(known['mean_reward'])} on average; V of their prompts is {number(known['mean_value'])}."
     if told:
         bias = as_estimate(told["bias"])
         beside = interval_in_words({**bias, "n": None}, number)

@@ -161,7 +161,8 @@ MACHINE_PANELS = (
 )
 
 # Labels of PANELS that are no measurement of the policy, and how they are drawn.
-STYLES = {"bound": "bound", "limit": "limit", "multiplier": "state", "coefficient": "state", "held out": "held out"}
+STYLES = {"bound": "bound", "limit": "limit", "multiplier": "state", "coefficient": "state"}
+STYLES |= dict.fromkeys(("held out", "above, held out", "below, held out"), "held out")
 
 # Logged beside the loss terms by every supervised step, and no loss themselves.
 HOUSEKEEPING = {"seconds", "lr", "learning_rate", "grad_norm", "epoch", "tokens", "rows", "examples"}

@@ -13,7 +13,7 @@ from holdfast.report.audit import Cell, cell
 from holdfast.report.panels import Drawing
 from holdfast.report.read import Row, Run, as_estimate, as_number
 from holdfast.report.recovery_plots import Epochs, Level
-from holdfast.report.words import MINUS, Finding, hundredths, interval_in_words, percent, points
+from holdfast.report.words import MINUS, Finding, hundredths, percent, points
 
 NOUNS = {"classifier": "texts", "reward": "pairs", "cost": "pairs"}
 NONE = "\u2013"
@@ -60,7 +60,7 @@ def headline(run: Run) -> Finding | None:
     name, found = max(report["students"].items(), key=lambda item: item[1]["recovery"]["student"]["value"])
     told = found["recovery"]
     value = as_estimate(told["value"])
-    sentence = f"{_three(run, report, name, told)} {_selected(report, name)}"
+    sentence = _three(run, report, name, told) + _selected(report, name)
     if value["value"] is None:
         return Finding("NO PGR", "No clear gap to recover", f"{sentence} PGR is withheld: {told['reason']}.", "warn")
     badge = f"PGR {hundredths(value['value'])}"
@@ -87,7 +87,7 @@ def _selected(report: Row, best: str) -> str:
     if len(students) == 1:
         return ""
     plain = as_estimate(students.get("soft", {}).get("recovery", {}).get("value"))
-    words = f"It is the best of {len(students)} losses on the very items that judge it."
+    words = f" It is the best of {len(students)} students on the very items that judge it."
     if best == "soft" or plain["value"] is None:
         return words
     return f"{words} Plain imitation, soft, has PGR {_in_brackets(plain, hundredths)}."
@@ -135,8 +135,8 @@ def _name(student: str) -> str:
 
 
 def _in_brackets(given: Any, show: Callable[[float], str]) -> str:
-    estimate = as_estimate(given)
-    return f"{show(estimate['value'])} ({interval_in_words({**estimate, 'n': None}, show)})"
+    found = cell(given, show)
+    return f"{found.text} ({found.range})"
 
 
 def _recoveries(report: Row) -> dict[str, Row]:
@@ -195,7 +195,7 @@ def _reach(run: Run, report: Row) -> Table:
         "interval over items and seeds; withheld where the gap is not clear of zero. Gains are paired: what is hard "
         f"for both cancels. {NONE} with a seed: its ceiling is not above its supervisor."
     )
-    head = ("Model", "Right", "Above supervisor, points", "PGR", "with each seed")
+    head: tuple[str, ...] = ("Model", "Right", "Above supervisor, points", "PGR", "with each seed")
     if recalled:
         head = (*head, f"Recall of {run.config.get('unsafe', 'unsafe')}")
         note += " Recall: at 5% false alarms."

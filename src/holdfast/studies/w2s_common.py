@@ -136,8 +136,11 @@ def accuracies(runs: Runs, name: str) -> list[float]:
 
 def recovery(runs: Runs, loss: str) -> Recovery:
     """How much of the gap the students of a loss recover: a ratio of means, with its interval or why there is none."""
-    models = ("supervisor", loss, "ceiling")
-    return recovered(*([unpacked(_model(one, name)["right"], one["items"]["test"]) for one in runs] for name in models))
+    weak, student, ceiling = (
+        np.stack([unpacked(_model(one, name)["right"], one["items"]["test"]) for one in runs])
+        for name in ("supervisor", loss, "ceiling")
+    )
+    return recovered(weak, student, ceiling)
 
 
 def _model(one: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ answers, and the order of the batches; no epoch is chosen. Related pairs never s
   al.); no post is used twice. The same supervisor on 50 pairs, students on 1,000 pairs, 5 epochs, AdamW 1e-3, decay
   .01; 713 pairs judge.
 * `pocket`, the first five seeds: answers of the pocket world, the more helpful one by its oracle is high. Both models
-  are finetuned transformers: the supervisor (width 32, one layer) from scratch on POCKET_TAUGHT pairs, the student
+  are finetuned transformers: the supervisor (width 32, one layer) from scratch on 100 pairs, the student
   (width 64, two layers) after imitating 2,000 answers, once for all seeds, on 1,200 pairs for 3 epochs; 1,000 judge.
 
 Settings of the first two kinds are those of a prototype, another program, that ran on its own seeds 0-9 and 0-7:
@@ -285,7 +285,8 @@ def posts(test: int, transfer: int) -> Pairs:
 
 def answers(test: int, transfer: int) -> Pairs:
     """Two answers to a request of the pocket world, each request once. Sides are conversations."""
-    rng, found = np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    found: dict[str, Compared] = {}
     while len(found) < test + transfer + GOLD:
         drawn = annotators.draw_pair(f"pair-{len(found)}", annotators.Annotator(), rng)
         asked = drawn.prompt.messages[0].text

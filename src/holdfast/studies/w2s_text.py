@@ -194,11 +194,24 @@ def plan(place: Path, world: World, name: str) -> Plan:
 
 def drawn(texts: Corpus, world: World, taught: int, seed: int) -> Pools:
     """What a seed learns from, related texts in one part, and the exam that all seeds share."""
-    parts = pools(texts.pool, SHARES, f"{SALT}/{seed}")
-    sizes = {"weak_train": taught, "transfer": world.transfer, "validation": world.validation}
-    chosen = {name: take(parts[name], size, f"{SALT}/{seed}", name) for name, size in sizes.items()}
-    ids = {name: tuple(one.id for one in part) for name, part in (chosen | {"test": texts.exam}).items()}
-    return Pools(**{name: Pool(own, own) for name, own in ids.items()})
+    salt = f"{SALT}/{seed}"
+    parts = pools(texts.pool, SHARES, salt)
+
+    def part(name: str, size: int) -> Pool:
+        return pool(take(parts[name], size, salt, name))
+
+    return Pools(
+        weak_train=part("weak_train", taught),
+        transfer=part("transfer", world.transfer),
+        validation=part("validation", world.validation),
+        test=pool(texts.exam),
+    )
+
+
+def pool(rows: Sequence[Classified]) -> Pool:
+    """The rows by their ids alone: supervisor and student each look up what they see of them."""
+    ids = tuple(one.id for one in rows)
+    return Pool(ids, ids)
 
 
 @lru_cache
