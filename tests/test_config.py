@@ -251,3 +251,15 @@ def test_settings_are_frozen():
 
 def test_docstring_under_a_field_describes_it():
     assert Optimiser.model_fields["learning_rate"].description == "Step size."
+
+
+def test_a_text_that_replaces_a_section_of_the_recipe_says_so(tmp_path, capsys):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: {name: small, adapter: {rank: 4}}\nother: {name: small}\n")
+    values = read_values(file, ["model=large", "other=large"])
+    assert values == {"model": "large", "other": "large"}
+    told = capsys.readouterr().err
+    assert "model=large: this replaces all of the recipe's model (name, adapter); model.name=... changes one" in told
+    assert "other" not in told
+    read_values(file, ["model.name=large"])
+    assert not capsys.readouterr().err

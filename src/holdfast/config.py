@@ -7,6 +7,7 @@ stand beside the code they configure and derive from `Settings`; this module kno
 import difflib
 import hashlib
 import json
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -133,7 +134,15 @@ def _put(values: dict[str, Any], override: str) -> None:
         place = place[group]
         if not isinstance(place, dict):
             raise UserError(f"{key}: {group} is not a group of settings, so {key} cannot be set")
-    place[last] = parse_yaml(text, f"the value of {key}")
+    value = parse_yaml(text, f"the value of {key}")
+    gone = place.get(last)
+    if isinstance(gone, dict) and len(gone) > 1 and isinstance(value, str):
+        names = ", ".join(gone)
+        print(
+            f"{override}: this replaces all of the recipe's {key} ({names}); {key}.{next(iter(gone))}=... changes one",
+            file=sys.stderr,
+        )
+    place[last] = value
 
 
 def _explain(kind: type[BaseModel], problem: Mapping[str, Any]) -> str:

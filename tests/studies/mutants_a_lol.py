@@ -6,7 +6,8 @@ IN_WORLD, TEST, IN_HH = (f"tests/studies/test_{name}.py" for name in ("a_lol_wor
 
 MUTANTS = [
     # The world.
-    (WORLD, "(WORTH * agree).argmax()", "agree.argmax()", IN_WORLD),
+    (WORLD, "WORTH[best] * agree[best]", "agree[best]", IN_WORLD),
+    (WORLD, "(WORTH * agree).argmax()", "(WORTH * agree).argmin()", IN_WORLD),
     (WORLD, "(1.0 if ended else 0.5)", "1.0", IN_WORLD),
     (WORLD, "ended = len(words) == PLACES", "ended = len(words) <= PLACES", IN_WORLD),
     (WORLD, "(source.random() < self.corrupted)", "(source.random() > self.corrupted)", IN_WORLD),
@@ -21,14 +22,9 @@ MUTANTS = [
     (ARMS, "if best.reward > worst.reward:", "if True:", TEST),
     (ARMS, "(gap * best.reward, gap * worst.reward)", "(best.reward, worst.reward)", TEST),
     (ARMS, "(_whole(best), _whole(worst))", "(_whole(worst), _whole(best))", TEST),
-    (ARMS, "torch.tensor(earned), of, chosen", "torch.tensor(earned).flip(0) * 0, of, chosen", TEST),
-    (ARMS, "earned = misjudged(world.rewards(", "earned = misjudged(0.0 * np.array(world.rewards(", TEST),
-    (
-        ARMS,
-        "rewards = misjudged(world.rewards(bench.data), noise, source)",
-        "rewards = world.rewards(bench.data)",
-        TEST,
-    ),
+    (ARMS, "answers(bench.start, reference, asked, seed)", "bench.data[: len(asked)]", TEST),
+    (ARMS, "world.rewards(bench.data), noise,", "world.rewards(bench.data), 0.0,", TEST),
+    (ARMS, "asked, seed)), noise, source)", "asked, seed)), 0.0, source)", TEST),
     (ARMS, "policy, pad_id = copy.deepcopy(start.policy)", "policy, pad_id = start.policy", TEST),
     (ARMS, "scale_steps_by_kept=False", "scale_steps_by_kept=True", TEST),
     (ARMS, "order=Lasting(order, course.steps)", "order=order", TEST),

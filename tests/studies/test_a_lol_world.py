@@ -136,6 +136,12 @@ def test_so_many_rewards_are_those_of_another_answer(share):
         assert np.corrcoef(rewards, found)[0, 1] == pytest.approx(0, abs=0.15)  # a standard error of .03
 
 
+def test_no_row_is_given_its_own_reward():
+    for seed in range(20):
+        found = misjudged([0.0, 1.0, 2.0], 1.0, np.random.default_rng(seed))
+        assert all(reward != own for own, reward in enumerate(found)), seed
+
+
 def test_a_row_is_four_tokens_and_seven_more_that_end_it():
     told = template()
     answer = ASKED.answer(" ".join(copy_of(0)))
