@@ -8,10 +8,14 @@ import pytest
 
 from holdfast.studies import STUDIES
 
+PUBLISHED = (
+    *("a_lol", "a_lol_hh", "collapse", "hc_rlhf", "hc_stages", "mo_grpo", "ppo_max", "safe_rlhf"),
+    *("w2s_chess", "w2s_dial", "w2s_reward", "w2s_text"),
+)
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "studies"
 
 
-@pytest.mark.parametrize("name", ["collapse", "hc_rlhf", "hc_stages", "mo_grpo", "ppo_max", "safe_rlhf"])
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_result_is_of_all_seeds(name):
     assert name in STUDIES
     study = importlib.import_module(f"holdfast.studies.{name}")
