@@ -107,6 +107,17 @@ def test_the_examination_by_hand(world):
     assert found["recall"]["student"]["value"] < found["recall"]["ceiling"]["value"]
 
 
+def test_each_seed_has_a_threshold_of_its_own():
+    gold = [i % 2 for i in range(100)]
+    rank = torch.tensor([0.6 + 0.003 * i if label else 0.004 * i for i, label in enumerate(gold)], dtype=torch.float64)
+    sure, modest = (torch.stack([1 - p, p], -1) for p in (rank, 0.3 * rank))
+    vault = Vault({str(i): label for i, label in enumerate(gold)}, 2)
+    both = torch.stack([sure, modest])
+    recall = vault.examine(list(map(str, range(100))), both, both, both, unsafe=1)["recall"]["student"]
+    assert recall["value"] == 1
+    assert recall["n"] == 50, "two answers to an item are one item"
+
+
 def test_seeds_of_one_item_are_one_item(world):
     vault, ids, weak, student, ceiling = world
     once = vault.examine(ids, weak[None], student[None], ceiling[None])

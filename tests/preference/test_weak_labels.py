@@ -40,7 +40,7 @@ def test_a_row_says_what_the_schema_asks_for_and_never_the_truth(tmp_path):
     assert first["logit"] == [0.0, 1.0]
     assert (first["id"], first["supervisor_id"], first["hard"], first["n_votes"]) == ("item 0", "bag of words", 1, 1)
     assert first["uncertainty"] == pytest.approx(-p * math.log(p) - (1 - p) * math.log(1 - p), abs=1e-7)
-    assert first["calibration"] == {"method": "temperature", "T": 2.0, "b": 0.0}
+    assert first["calibration"] == {"method": "temperature", "T": 2.0, "b": 0.0, "note": ""}
     assert [row["hard"] for row in rows] == [1, 0, 1]
 
 
@@ -107,14 +107,22 @@ def test_labels_are_taken_by_id():
 
 
 def test_temperature_by_hand_and_order_is_kept():
-    logits = torch.tensor([[0.0, 2.0]] * 4)
-    found = calibrate(logits, [1, 1, 1, 0])
+    logits = torch.tensor([[0.0, 2.0]] * 40)
+    found = calibrate(logits, [1, 1, 1, 0] * 10)
     # Three of four are right: 2 / T must be the logit of 3/4.
     assert pytest.approx(2 / math.log(3), abs=1e-4) == found.T
     assert found.apply(logits)[0, 1] == pytest.approx(0.75, abs=1e-5)
     many = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
     before, after = ((table(many, calibration=one).p[:, 1].argsort()) for one in (Calibration(), found))
     assert torch.equal(before, after)
+
+
+def test_labels_stay_as_they_are_where_held_out_items_say_too_little():
+    few = calibrate(torch.tensor([[0.0, 2.0]] * 19), [1] * 18 + [0])
+    assert few == Calibration(note="19 held-out items are too few, 20 are needed")
+    perfect = calibrate(torch.tensor([[0.0, 2.0]] * 40), [1] * 40)
+    assert (perfect.method, perfect.T) == ("none", 1.0)
+    assert "no temperature suits 40 held-out items" in perfect.note
 
 
 def test_platt_moves_the_border():

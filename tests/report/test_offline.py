@@ -284,7 +284,7 @@ def test_advantages_are_shares_on_both_sides_of_zero() -> None:
     assert svg.count('class="outline"') == 1
     assert svg.count('class="side"') == 2
     # With all draws at one answer its bin holds 100 %, so that the axis reaches it.
-    one = advantages(values, np.array([0.0, 0.0, 0.0, 1.0]), 0.75, "A")
+    one = advantages(values, np.array([0.0, 0.0, 0.0, 5.0]), 0.75, "A")
     assert one.count('class="outline"') == 2
-    assert {"100", "draws", "answers"} <= set(texts(one))
+    assert {"80", "100", "draws", "answers"} <= set(texts(one))
     assert "100" not in texts(svg)

@@ -12,8 +12,11 @@ from holdfast.errors import UserError
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "src" / "holdfast" / "recipes"
 FILES = sorted(RECIPES.rglob("*.yaml"))
-# The arguments of a transformers configuration are not ours to know, nor are the names of labels and objectives.
-FREE = (("model", "config"), ("attributes", "labels"), ("grpo", "objectives"))
+# The arguments of a transformers configuration are not ours to know, nor are the names of labels, objectives, losses.
+FREE = (
+    *(("model", "config"), ("student", "model", "config"), ("attributes", "labels"), ("grpo", "objectives")),
+    *(("rewards",), ("losses",)),
+)
 
 
 def name_of(path):

@@ -1,7 +1,9 @@
 """A-LoL and its relatives end to end on a very small pocket world: gather, limit, value, annotate, learn, resume."""
 
 import json
+import random
 import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,12 +11,13 @@ import torch
 
 from holdfast import config
 from holdfast.data.recast import as_ranked
-from holdfast.data.schema import Conversation, Pair, Scored
+from holdfast.data.schema import Conversation, Pair, Ranked, Scored
 from holdfast.data.sources import write_jsonl
-from holdfast.engine.distributed import Processes
+from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
 from holdfast.models.save import load_checked
 from holdfast.preference.score import FunctionScorer
+from holdfast.report.page import changes
 from holdfast.systems import a_lol, given, recipe
 from holdfast.training.annotate import Annotations
 from holdfast.training.selection import RewardTerm
@@ -48,8 +51,8 @@ def test_only_better_answers_within_the_limit_are_learned(finished):
     told = summary["annotations"]
     assert limit["answers"] - limit["beyond"] == told["answers"]
     assert limit["beyond"] > 0
-    watched = max(1, round(0.05 * told["answers"]))
-    assert summary["offline"]["rows"] == told["answers"] - watched
+    watched = told["answers"] - summary["offline"]["rows"]
+    assert 0 < watched < 0.2 * told["answers"]
     assert summary["offline"]["kept"] < summary["offline"]["rows"]
     steps = summary["offline"]["steps"]
     assert [row["step"] for row in rows(folder)][-1] == steps
@@ -106,11 +109,14 @@ def test_stale_annotations_are_refused(finished, tmp_path):
 
 @pytest.mark.parametrize("method", ["dpo", "pro"])
 def test_pairs_are_learned_from(method, tmp_path):
-    changed = ["limits=[]"] if method == "dpo" else ["limits=[{score: politeness, most: 0.8}]"]
-    summary = a_lol.run(settings("offline=null", f"{method}={{}}", "fit.epochs=2", *changed), tmp_path / "run")
+    changed = ["limits=[]", "rewards={reward: {}}"] if method == "dpo" else ["limits=[{score: politeness, most: 0.8}]"]
+    summary = a_lol.run(
+        settings("offline=null", f"{method}={{}}", "value={}", "fit.epochs=2", *changed), tmp_path / "run"
+    )
     assert summary["method_of"] == method
     assert 0 <= summary["learned"]["accuracy"] <= 1
-    assert summary["kl_after"]["value"] > 0
+    # Estimated from one sample each, the small KL after a few steps may come out below zero.
+    assert abs(summary["kl_after"]["value"]) > 1e-3
     assert ("offline_limits" in summary) == (method == "pro")
     if method == "pro":
         [limit] = summary["offline_limits"]
@@ -120,7 +126,7 @@ def test_pairs_are_learned_from(method, tmp_path):
 def test_methods_without_a_reference_are_not_annotated(tmp_path):
     file = tmp_path / "answers.jsonl"
     write_jsonl(scored(200), file)
-    summary = a_lol.run(real(file, "offline.method=wbc", "value={learn_from: samples}"), tmp_path / "run")
+    summary = a_lol.run(real(file, "offline.method=wbc", "value={}"), tmp_path / "run")
     assert summary["offline"]["kept_share"] == 1
     assert not (tmp_path / "run" / "annotations").exists()
 
@@ -196,9 +202,16 @@ def test_scores_that_nobody_gives_are_named(tmp_path):
         (["offline=null"], "give one of offline, dpo, pro; given: none"),
         (["dpo={}"], "given: offline, dpo"),
         (["constraint.threshold=0.1"], "constraint: for policies that sample"),
-        (["offline=null", "dpo={}", "limits=[{how: weight}]"], "limits weigh single answers"),
+        (
+            ["offline=null", "dpo={}", "limits=[{how: weight}]", "value={}", "rewards={reward: {}}"],
+            "limits weigh single answers",
+        ),
         (["offline.method=nll"], "knows no reward to draw by"),
         (["offline.clip=0"], "offline.clip"),
+        (["offline.method=r_gold"], "value: not read by r_gold"),
+        (["offline=null", "dpo={}"], "value, rewards: not read by dpo"),
+        (["data.ranked=x"], r"data\.ranked: not read by a_lol"),
+        (["offline=null", "pro={}", "value={}", "data.answers=x"], r"data\.answers: not read by pro"),
     ],
 )
 def test_contradictions_are_told_before_anything_runs(overrides, words):
@@ -211,12 +224,148 @@ def test_naming_dpo_leaves_out_the_default_method():
     assert a_lol.ALol().offline is not None
 
 
-def test_a_ranking_by_people_is_ordered_by_reward_for_pro():
+def test_a_ranking_by_people_is_ordered_by_reward_for_pro(tmp_path):
     pair = Pair(id="1", prompt=Conversation.ask("Tulips ?"), chosen="no .", rejected="dig a hole .")
-    words = FunctionScorer(("words",), lambda rows: [[float(len(one.response.split()))] for one in rows])
-    alone = SimpleNamespace(processes=Processes())
     ranked = as_ranked(pair, "pairs")
-    [found] = given._by_score(SimpleNamespace(scorer=words, run=alone), [ranked], {"words": RewardTerm()})
+    [found] = given._by_score(bench(tmp_path, words), [ranked], {"words": RewardTerm()})
     assert ranked.responses == ("no .", "dig a hole ."), "DPO keeps the order of the people"
     assert found.responses == ("dig a hole .", "no .")
     assert found.rewards == (4.0, 2.0)
+
+
+def words(rows):
+    return [[float(len(one.response.split()))] for one in rows]
+
+
+def bench(folder, function):
+    """As much of a bench as scoring reads."""
+    scorer, run = FunctionScorer(("words",), function), RunFolder(folder, a_lol.ALol())
+    return SimpleNamespace(scorer=scorer, run=run, settings=a_lol.ALol(), reward=None, cost=None, attributes=None)
+
+
+def test_answers_are_scored_once(tmp_path):
+    answered = [Conversation.ask("Tulips ?").answer(text) for text in ("no .", "dig a hole .")]
+    first = given.scores_of(bench(tmp_path, words), answered, ["words"], "scores")
+    again = given.scores_of(bench(tmp_path, None), answered, ["words"], "scores")
+    assert first["words"].tolist() == again["words"].tolist() == [2.0, 4.0]
+    with pytest.raises(UserError, match=r"stale .*scores\.json: what it was made from changed"):
+        given.scores_of(bench(tmp_path, words), answered[:1], ["words"], "scores")
+
+
+def test_answers_without_a_score_are_named_before_anything_is_fitted(tmp_path):
+    pair = as_ranked(Pair(id="r7", prompt=Conversation.ask("Tulips ?"), chosen="no .", rejected="dig ."), "pairs")
+    partly = bench(tmp_path, lambda rows: [[None if one.response == "dig ." else 1.0] for one in rows])
+    with pytest.raises(UserError, match=r"1 of 2 answers have no finite reward \(r7\): not all of words are known"):
+        given._by_score(partly, [pair], {"words": RewardTerm()})
+
+
+def test_missing_scores_of_answers_to_learn_from_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "half", SimpleNamespace(f=lambda asked, said: None if len(said) % 2 else 1.0))
+    file = tmp_path / "answers.jsonl"
+    write_jsonl([one.conversation.model_copy(update={"id": one.id}) for one in scored(200)], file)
+    changed = ("rewards={f: {}}", "limits=[]", "functions=[{call: 'half:f', names: [f], each: true}]")
+    with pytest.raises(UserError, match=r"answers have no finite reward \(row-.*not all of f are known"):
+        a_lol.run(real(file, *changed, "data.answers=null", f"data.sft={file}", f"data.prompts={file}"), tmp_path / "r")
+
+
+def test_a_resumed_run_keeps_what_varying_scorers_said(tmp_path, monkeypatch):
+    noise = random.Random(0)
+    noisy = SimpleNamespace(f=lambda asked, said: (len(said) % 5) / 5 + noise.uniform(-0.1, 0.1))
+    monkeypatch.setitem(sys.modules, "noisy", noisy)
+    file = tmp_path / "answers.jsonl"
+    write_jsonl([one.conversation.model_copy(update={"id": one.id}) for one in scored(200)], file)
+    functions = "functions=[{call: 'noisy:f', names: [f], each: true}]"
+    given_data = ("data.answers=null", f"data.sft={file}", f"data.prompts={file}")
+    changed = ("rewards={f: {}}", "limits=[]", "value={head: {heads: 2, fit: {epochs: 1}}}", functions, *given_data)
+    first = a_lol.run(real(file, *changed), tmp_path / "run")
+    again = a_lol.run(real(file, *changed), tmp_path / "run")
+    assert again["annotations"] == first["annotations"]
+    assert again["value"] == first["value"]
+
+
+def test_an_adapter_is_trained_over_its_reference(finished, tmp_path):
+    base = finished[0] / "models" / "sft"
+    adapted = settings("sft=null", f"model.name={base}", "model.adapter.rank=2")
+    summary = a_lol.run(adapted, tmp_path / "run")
+    assert (tmp_path / "run" / "models" / "policy" / "adapter_model.safetensors").is_file()
+    assert rows(tmp_path / "run")[0]["log_ratio"] == pytest.approx(0, abs=1e-4)
+    assert abs(summary["learned"]["log_ratio"]) > 1e-3
+    assert a_lol.run(adapted, tmp_path / "run")["annotations"] == summary["annotations"]
+
+
+def test_answers_need_not_be_what_is_imitated(tmp_path):
+    answers, sft, prompts = (tmp_path / f"{name}.jsonl" for name in ("answers", "sft", "prompts"))
+    write_jsonl(scored(300), answers)
+    write_jsonl([one.conversation for one in scored(100)], sft)
+    write_jsonl([one.conversation.prompt for one in scored(150)], prompts)
+    apart = (f"data.sft={sft}", f"data.prompts={prompts}", "limits=[]")
+    summary = a_lol.run(real(answers, *apart), tmp_path / "run")
+    left_out = summary["answers_left_out"]["in_other_folds"]
+    pools = summary["pools"]
+    assert left_out == pools["practise"] + pools["dev"] + pools["safety"] > 0
+    assert summary["annotations"]["answers"] == 300 - left_out
+    assert summary["annotations"]["answers"] > pools["imitate"]
+
+
+def test_a_limit_may_be_on_a_score_that_the_run_gives(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "length", SimpleNamespace(f=lambda asked, said: float(said == "like bread .")))
+    file = tmp_path / "answers.jsonl"
+    write_jsonl(scored(200), file)
+    changed = ("limits=[{score: f, most: 0.5}]", "functions=[{call: 'length:f', names: [f], each: true}]")
+    [limit] = a_lol.run(real(file, *changed), tmp_path / "run")["offline_limits"]
+    assert 0 < limit["beyond"] < limit["answers"]
+    assert limit["without_score"] == 0
+
+
+def rankings(count):
+    return [
+        Ranked(
+            id=f"r{i}", prompt=one.conversation.prompt, responses=("dig .", "no .", "why ?"), rewards=(3.0, 2.0, 1.0)
+        )
+        for i, one in enumerate(scored(count))
+    ]
+
+
+@pytest.mark.parametrize("method", ["dpo", "pro"])
+def test_rankings_alone_are_enough(method, tmp_path):
+    file = tmp_path / "ranked.jsonl"
+    write_jsonl(rankings(200), file)
+    alone = ("offline=null", f"{method}={{}}", "value={}", "limits=[]", "data.answers=null", f"data.ranked={file}")
+    summary = a_lol.run(real(file, *alone), tmp_path / "run")
+    assert summary["rankings"] == 200 - summary["ranked_left_out"]["in_other_folds"]
+    if method == "pro":
+        with pytest.raises(UserError, match=r"data\.ranked brings its rewards"):
+            a_lol.run(real(file, *alone, "rewards={reward: {link: sigmoid}}"), tmp_path / "other")
+
+
+def test_pairs_are_cut_from_rankings():
+    one = rankings(1)[0]
+    assert given._best_and_worst(one).responses == ("dig .", "why ?")
+    assert given._best_and_worst(one.model_copy(update={"preferred": 1})).responses == ("no .", "why ?")
+    assert given._best_and_worst(one.model_copy(update={"preferred": 2})).responses == ("why ?", "no .")
+
+
+def test_equal_rewards_prefer_nothing_unless_a_person_did():
+    tied = rankings(1)[0].model_copy(update={"rewards": (1.0, 1.0, 1.0)})
+    chosen = tied.model_copy(update={"preferred": 2})
+    assert given._decided([tied, chosen], scored=False) == [chosen]
+    assert given._decided([tied, chosen], scored=True) == []
+
+
+def test_no_prompt_is_both_learned_from_and_watched():
+    prompts = [Conversation.ask(f"how many are {i % 40} ?") for i in range(120)]
+    learned, watching = a_lol.divided(list(range(120)), prompts, 0.1)
+    assert len(watching) == 12, "three answers to each of four prompts"
+    assert {i % 40 for i in learned}.isdisjoint(i % 40 for i in watching)
+    turned = a_lol.divided(list(range(119, -1, -1)), prompts[::-1], 0.1)[1]
+    assert sorted(turned) == watching, "whatever their order"
+    with pytest.raises(UserError, match="all answers are to one prompt"):
+        a_lol.divided([1, 2], prompts[:1] * 2, 0.1)
+
+
+def test_short_answers_have_no_triples_to_count():
+    told = a_lol.diversity(SimpleNamespace(conversations=[Conversation.ask("Tulips ?").answer("dig now")]))
+    assert told == {"distinct_1": 1.0, "distinct_2": 1.0}
+    page = {f"{name}_{when}": value for when in ("before", "after") for name, value in told.items()}
+    found = changes(SimpleNamespace(summary={**page, "distinct_3_before": 0.5}))
+    assert [one.name for one in found] == ["Different words", "Different pairs of words"]

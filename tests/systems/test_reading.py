@@ -41,7 +41,7 @@ def test_scored_answers_of_every_kind(source, run) -> None:
     talk = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "x"}]}
     (rated,) = reading.scored(source({"conversation": talk, "labels": {"help": 3, "tone": None}}), run)
     assert rated.scores == {"help": 3.0}
-    with pytest.raises(UserError, match=r"data\.scored: the Pair rows-1 carries no reward"):
+    with pytest.raises(UserError, match=r"data\.answers: the Pair rows-1 carries no reward"):
         reading.scored(source(PAIR), run)
 
 

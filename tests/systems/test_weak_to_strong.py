@@ -7,9 +7,13 @@ import pytest
 from holdfast import config
 from holdfast.data.schema import Classified, Conversation, DualPair
 from holdfast.data.sources import write_jsonl
+from holdfast.data.template import PromptTooLong
+from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
-from holdfast.systems import recipe, weak_to_strong
-from holdfast.systems.weak_learners import LearnerSettings, told
+from holdfast.models.save import load_checked
+from holdfast.systems import recipe, stages, weak_scores, weak_to_strong
+from holdfast.systems.weak_learners import LearnerSettings, Workshop, told
+from holdfast.systems.weak_scores import LabelSettings
 
 POCKET = [
     *("pocket={conversations: 100, pairs: 900, prompts: 100, hidden: 32}", "student.sft.epochs=1", "fit.epochs=1"),
@@ -66,6 +70,17 @@ def test_a_finished_run_gives_the_same_report(finished):
     assert again["weak_to_strong"]["students"] == summary["weak_to_strong"]["students"]
 
 
+def test_models_of_the_first_seed_can_be_used_as_labellers(finished, tmp_path):
+    models = finished[0] / "models"
+    assert {one.name for one in models.iterdir()} == {"sft_student", "student_soft", "student_logconf"}
+    student = load_checked(models / "student_soft")
+    assert student.names == ("reward",)
+    pair = DualPair(id="1", prompt=Conversation.ask("dark ?"), responses=("sea", "sky"))
+    labels = LabelSettings(source="weak_model", reward={"name": str(models / "student_soft")})
+    labelled = weak_scores.asked(labels, "reward", [pair], RunFolder(tmp_path / "run"), stages.TextSection())
+    assert labelled.table.p.shape == (1, 2)
+
+
 def texts(count, tail=""):
     words = {"rude": ["awful", "stupid", "hate"], "kind": ["lovely", "great", "thanks"]}
     rows = []
@@ -101,6 +116,52 @@ def test_no_group_stands_in_two_splits(tmp_path):
     for name, rows in split.items():
         for row in rows:
             assert owner.setdefault(row.group, name) == name
+
+
+def test_the_vault_knows_groups(tmp_path):
+    chosen = settings(*CLASSIFIER, "data=unread")
+    items = [weak_to_strong.Item(row, row.conversation, int(row.label == "rude")) for row in texts(400)]
+    split = weak_to_strong.divided(chosen, chosen.data, items)
+    shop = weak_to_strong.workshop(chosen, chosen.data, items, ["kind", "rude"], RunFolder(tmp_path / "run"))
+    plan = weak_to_strong.planned(chosen, split, {one.record.id: one for one in items}, ["kind", "rude"], shop)
+    assert len(set(plan.vault.groups([one.record.id for one in items]))) == 100
+
+
+class Narrow:
+    """A template with room for twelve words of a prompt."""
+
+    def prompt(self, conversation):
+        if len(told(conversation).split()) > 12:
+            raise PromptTooLong("too long")
+
+
+def test_a_prompt_too_long_for_one_learner_is_named_or_left_out_for_all(tmp_path):
+    rows = [*texts(8), texts(1, "very " * 20)[0].model_copy(update={"id": "long"})]
+    for mode in ("error", "skip"):
+        chosen = settings(*CLASSIFIER, f"text.on_long_prompt={mode}")
+        shop = Workshop(chosen, None, False, (), {}, list)
+        vars(shop)["bases"] = {"student": (None, Narrow())}
+        if mode == "error":
+            with pytest.raises(
+                UserError, match="1 of 9 rows, such as long, have a prompt that leaves the student no room"
+            ):
+                shop.legible(rows)
+        else:
+            assert shop.legible(rows) == [True] * 8 + [False]
+
+
+def test_a_network_that_was_not_named_is_asked_for(tmp_path):
+    pairs = [DualPair(id="1", prompt=Conversation.ask("?"), responses=("a", "b"), helpful_id=0)]
+    write_jsonl(pairs, tmp_path / "pairs.jsonl")
+    with pytest.raises(UserError, match=r"student.model is missing: kind=finetuned needs a network"):
+        weak_to_strong.run(settings("pocket=null", f"data={{pairs: {tmp_path / 'pairs.jsonl'}}}"), tmp_path / "run")
+
+
+def test_intermediate_learners_are_audited():
+    items = [weak_to_strong.Item(row, row.conversation, i % 2) for i, row in enumerate(texts(2000))]
+    for given, audited in (("[]", False), ("[{kind: words}]", True)):
+        chosen = settings(f"intermediate={given}", "data={shares: {audit: 0.1}}")
+        assert ("audit" in weak_to_strong.divided(chosen, chosen.data, items).splits) is audited
 
 
 def test_intermediate_learners_share_the_transfer_split():
@@ -160,6 +221,10 @@ def test_an_unknown_class_is_named(tmp_path):
         (["sft={epochs: 1}"], "sft belongs to a learner"),
         (["unsafe=rude"], "unsafe names a class of texts"),
         (["student={kind: words, hidden: 3}"], "hidden has no effect on kind=words"),
+        (["student={kind: words}"], "losses.logconf follows what the student says while it learns"),
+        (["model=x"], "model belongs to a learner"),
+        (["data={texts: t}"], "task=reward reads data.pairs, and data.texts has no effect"),
+        (["task=classifier", "data={pairs: p}"], "task=classifier reads data.texts, and data.pairs has no effect"),
         (["student={kind: probe, model: {name: x, adapter: {rank: 2}}}"], "a probe leaves the network"),
     ],
 )

@@ -31,11 +31,15 @@ KEYS |= {"dataset_sha256", "split_sha256", "created_from"}
 """All that a row may hold."""
 WIDE = 64
 """With more classes than this the logits stand in a file of numbers beside the rows."""
+LEAST = 20
+"""With fewer held-out items than this a temperature is a guess."""
 
 
 @dataclass(frozen=True)
 class Calibration:
     """p = softmax(logits / T), with `b` added to the logit of class 1 of two (Platt); the order of items is kept.
+
+    note: why labels are left as they are although a calibration was wanted.
 
     >>> Calibration("temperature", T=2.0).apply(torch.tensor([[0.0, 2.0]]))
     tensor([[0.2689, 0.7311]])
@@ -44,6 +48,7 @@ class Calibration:
     method: Method = "none"
     T: float = 1.0
     b: float = 0.0
+    note: str = ""
 
     def apply(self, logits: Tensor) -> Tensor:
         """Probabilities (N, K) in float32 for logits (N, K)."""
@@ -57,14 +62,20 @@ def calibrate(logits: Tensor, labels: ArrayLike, method: Method = "temperature")
     """The calibration that makes the gold `labels` (N,) of held-out items most likely; logits (N, K).
 
     `temperature` (arXiv 1706.04599) keeps which class is the most likely; `platt` also moves the border between two.
-    Raises `UserError` where the items do not suffice.
+    With fewer than `LEAST` items, or where no temperature is the best, logits stay as they are and `note` says why.
+    Raises `UserError` where the items do not suffice for `platt`.
     """
     if method == "none":
         return Calibration()
     values = logits.double().numpy()
+    if len(values) < LEAST:
+        return Calibration(note=f"{len(values)} held-out items are too few, {LEAST} are needed")
     try:
         if method == "temperature":
-            return Calibration(method, T=temperature(values, labels))
+            t = temperature(values, labels)
+            if not 0.05 < t < 20:  # the search runs away where held-out items are all right, or mostly wrong
+                return Calibration(note=f"no temperature suits {len(values)} held-out items: the search ran to {t:.3g}")
+            return Calibration(method, T=t)
         found = platt(values[:, 1] - values[:, 0], labels)
     except ValueError as error:
         raise UserError(f"the supervisor cannot be calibrated: {error}; hold out more of weak_train") from error

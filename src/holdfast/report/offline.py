@@ -233,7 +233,8 @@ def value_in_words(summary: Mapping[str, Any]) -> Iterator[str]:
     told, known, limits = (summary.get(key) for key in ("value", "annotations", "offline_limits"))
     if known:
         whose = "Answers within the limits" if limits else "The answers"
-        yield f"{whose} earn {number(known['mean_reward'])} on average; V of their prompts is {number(known['mean_value'])}."
+        reward, value = number(known["mean_reward"]), number(known["mean_value"])
+        yield f"{whose} earn {reward} on average; V of their prompts is {value}."
     if told:
         bias = as_estimate(told["bias"])
         beside = interval_in_words({**bias, "n": None}, number)

@@ -9,11 +9,14 @@ Equation map:
 * policy gradient of one-step episodes, moved to data of pi_ref   `losses.offline.weighted_nll`
 * importance weight pi / pi_ref, clipped on both sides, detached  `losses.offline.token_weights`
 * variants: per token (seq), without (ref-free), KL               `losses.offline.Plan`
-* V(x): attention over the reference's states of the prompt       `models.value.ValueHead`, `training.value.fit_value`
-* A = R - V, kept where positive                                  `training.annotate`, `training.offline.plan_rows`
+* V(x): attention over the reference's states of the prompt       `models.value.ValueHead`
+* V fitted to rewards                                             `training.value.fit_value`
+* A = R - V                                                       `training.annotate.annotate`
+* answers with A > 0 kept                                         `training.offline.plan_rows`
 * draws in proportion to the advantage                            `engine.order.Drawn`
-* R-LoL, weighted behaviour cloning, R-GOLD (arXiv 2009.07839)     `losses.offline`
-* DPO (arXiv 2305.18290), PRO (arXiv 2306.17492)                   `training.ranked`
+* R-LoL, weighted cloning, R-GOLD (arXiv 2009.07839)              `losses.offline.Plan`
+* DPO (arXiv 2305.18290)                                          `training.ranked.DpoTask`
+* PRO (arXiv 2306.17492)                                          `training.ranked.ProTask`
 
 Departures, each with its reason:
 
@@ -26,17 +29,20 @@ Departures, each with its reason:
 6. The KL variant is here to be compared with: its term shifts every advantage and holds to no reference.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from holdfast.data.schema import Record
+from holdfast.data.split import keys, share_of
 from holdfast.engine.log import RunFolder
 from holdfast.engine.order import Order
 from holdfast.engine.supervised import FitSettings, Task, fit
+from holdfast.errors import UserError
 from holdfast.evaluate.policy import Outcome
-from holdfast.rollout.reading import Reader
 from holdfast.stats.diversity import distinct_n
 from holdfast.systems import dual, exam, given, stages
 from holdfast.systems.scores import CostStage, RewardStage
@@ -44,7 +50,10 @@ from holdfast.training.offline import OfflineSettings, OfflineTask, offline_rows
 from holdfast.training.ranked import DpoSettings, DpoTask, ProSettings, ProTask, RankedRow, ranked_rows, reference_of
 from holdfast.training.selection import OfflineLimit, RewardTerm
 
+Row = TypeVar("Row")
 STAGE = "policy"
+# What of a row only V and the reference can say.
+ANNOTATED = frozenset({"advantage", "ref"})
 # What a policy that learns from fixed answers has no use for.
 ONLINE = ("constraint", "constraints", "limit_by_source", "monitor", "look_ahead")
 
@@ -63,7 +72,7 @@ class ALol(dual.DualSettings):
     """A reward model from comparisons; null trains none."""
     cost: CostStage | None = None
     """A cost model, for limits; null needs no safety labels."""
-    rewards: dict[str, RewardTerm] = {"reward": RewardTerm()}
+    rewards: dict[str, RewardTerm] = given.REWARD
     """What an answer is worth: scores with their weights."""
     limits: tuple[OfflineLimit, ...] = ()
     """Limits that every answer to learn from has to keep."""
@@ -100,6 +109,24 @@ class ALol(dual.DualSettings):
             raise ValueError("limits weigh single answers; with dpo and pro set how to drop or report")
         return self
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "ALol":
+        data = self.data or given.OfflineData()
+        annotated = self.offline is not None and bool(self.offline.needs & ANNOTATED)
+        unread = {
+            "data.ranked": self.offline is not None and data.ranked is not None,
+            "data.answers": self.offline is None and data.answers is not None,
+            "value": not annotated and self.value != given.ValueStage(),
+            "rewards": self.dpo is not None and self.rewards != given.REWARD,
+        }
+        if ignored := [name for name, moved in unread.items() if moved]:
+            method = self.offline.method if self.offline else "dpo" if self.dpo else "pro"
+            raise ValueError(
+                f"{', '.join(ignored)}: not read by {method}; leave out what is given there (a recipe's value by "
+                "value={}, its rewards by rewards={reward: {}})"
+            )
+        return self
+
 
 def run(settings: ALol, folder: str | Path, *, overwrite: bool = False) -> dict[str, Any]:
     """Run all stages in `folder`, resuming what is finished there; return the summary.
@@ -130,20 +157,20 @@ def from_answers(
     limited = [limit.score for limit in settings.limits]
     answers = given.gather(bench, data, settings.rewards, limited)
     answers, weight = given.within(answers, settings.limits, bench)
-    if method.needs & {"advantage", "ref"}:
+    if method.needs & ANNOTATED:
         margin = method.value_margin
         rows, known = given.annotated(bench, answers, settings.rewards, settings.value, reference, margin)
         ready = offline_rows(rows, known, weight)
     else:
         ready = given.rewarded_rows(bench, answers, weight)
-    watch = max(1, round(settings.held_out * len(ready)))
-    planned = plan_rows(ready[watch:], method, stages.offset(settings.fit, settings.seed))
+    ready, watching = divided(ready, answers.conversations, settings.held_out)
+    planned = plan_rows(ready, method, stages.offset(settings.fit, settings.seed))
     stages.say(
         f"policy: {planned.facts['kept']:.0f} of {planned.facts['rows']:.0f} answers, {planned.facts['steps']:.0f} "
         f"steps, drawn as from {planned.facts['effective_size']:.0f} equal ones"
     )
     task = OfflineTask(bench.policy, bench.template.pad_id, method)
-    learned = learn(task, planned.rows, ready[:watch], settings, bench.run, planned.order)
+    learned = learn(task, planned.rows, watching, settings, bench.run, planned.order)
     return {"method_of": method.method, "offline": planned.facts, "learned": learned}
 
 
@@ -160,16 +187,31 @@ def from_rankings(
         assert settings.dpo is not None
         task = DpoTask(bench.policy, bench.template.pad_id, settings.dpo)
         rows = known_to(reference, rows, bench)
-    watch = max(1, round(settings.held_out * len(rows)))
-    learned = learn(task, rows[watch:], rows[:watch], settings, bench.run, None)
-    return {"method_of": task.name, "rankings": len(rows), "learned": learned}
+    rows, watching = divided(rows, found, settings.held_out)
+    learned = learn(task, rows, watching, settings, bench.run, None)
+    return {"method_of": task.name, "rankings": len(found), "learned": learned}
+
+
+def divided(rows: Sequence[Row], prompts: Sequence[Record], share: float) -> tuple[list[Row], list[Row]]:
+    """The rows to learn from, and those that only watch: the answers to `share` of the prompts, to one at least.
+
+    prompts: a record with the prompt of each row. No prompt stands on both sides, whatever the order of the rows.
+    """
+    places = [share_of(f"watch/{keys(one)[0]}") for one in prompts]
+    known = sorted(set(places))
+    if len(known) < 2:
+        raise UserError("all answers are to one prompt, and another must watch the training; give more prompts")
+    border = known[max(1, round(share * len(known))) - 1]
+    sides: tuple[list[Row], list[Row]] = ([], [])
+    for row, place in zip(rows, places, strict=True):
+        sides[place <= border].append(row)
+    return sides
 
 
 def known_to(reference: exam.Reference, rows: list[RankedRow], bench: dual.Bench) -> list[RankedRow]:
     """The rows with what the reference says of their answers."""
     with reference() as frozen:
-        reader = Reader(frozen, bench.template.pad_id, micro_tokens=bench.settings.rollout.micro_tokens)
-        return reference_of(rows, reader)
+        return reference_of(rows, given.reader(bench, frozen))
 
 
 def learn(
@@ -182,6 +224,10 @@ def learn(
 
 
 def diversity(outcome: Outcome) -> dict[str, Any]:
-    """What the summary says of answers beside scores: shares of different words, pairs and triples of words."""
+    """What the summary says of answers beside scores: shares of different words, pairs and triples of words.
+
+    Where no answer has as many words there is nothing to count, and no number.
+    """
     texts = [one.response for one in outcome.conversations]
-    return {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
+    found = {f"distinct_{n}": distinct_n(texts, n) for n in (1, 2, 3)}
+    return {name: share for name, share in found.items() if not math.isnan(share)}

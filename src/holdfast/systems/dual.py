@@ -84,7 +84,9 @@ class DualSettings(ScoredRun):
     def _both_to_join(self) -> "DualSettings":
         if self.joint_scores and (self.reward is None or self.cost is None):
             raise ValueError("joint_scores learns reward and cost together; give both sections")
-        self.labels.require({"reward": self.reward, "cost": self.cost}, self.joint_scores)
+        by_people = {name: getattr(self, name, None) for name in ("dpo", "pro")}
+        by_people["attributes.preference"] = self.attributes and self.attributes.preference
+        self.labels.require({"reward": self.reward, "cost": self.cost}, self.joint_scores, by_people)
         if self.joint_scores and self.cost is not None and self.cost.loss.labels == "none":
             raise ValueError("joint_scores needs safety labels, and cost.loss.labels is none; set joint_scores=false")
         return self

@@ -5,20 +5,22 @@ Each is one step of A-LoL (arXiv 2305.14718); methods that need less take fewer 
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from holdfast.config import Settings
-from holdfast.data.recast import as_preference, as_ranked
-from holdfast.data.schema import Conversation, DualPair, Ranked, Scored
-from holdfast.data.split import keys
+from holdfast.data.recast import as_ranked
+from holdfast.data.schema import Conversation, DualPair, Ranked, Record, Scored
+from holdfast.data.split import leaks
 from holdfast.data.template import Encoded
+from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
 from holdfast.models.value import ValueHead, network_digest
 from holdfast.rollout.reading import PromptStates, Reader
@@ -29,7 +31,11 @@ from holdfast.training.selection import Admitted, OfflineLimit, RewardTerm, admi
 from holdfast.training.value import ValueSettings, fit_value
 
 Reference = Callable[[], AbstractContextManager[nn.Module]]
+Item = TypeVar("Item", bound=Record)
+Found = TypeVar("Found")
 FOLDER = "annotations"
+# What an answer is worth unless a run says otherwise.
+REWARD = {"reward": RewardTerm()}
 
 
 class ValueStage(Settings):
@@ -69,30 +75,115 @@ class Answers:
 
 
 def with_answers(data: OfflineData | None) -> OfflineData | None:
-    """The data with answers of their own as what is imitated and whose prompts are practised on, unless others are."""
-    if data is None or data.answers is None:
+    """The data with answers of their own as what is imitated and whose prompts are practised on, unless others are.
+
+    Rankings stand in for them where there are no pairs either.
+    """
+    own = data and (data.answers or (data.ranked if data.pairs is None else None))
+    if data is None or own is None:
         return data
-    return data.model_copy(update={"sft": data.sft or data.answers, "prompts": data.prompts or data.answers})
+    return data.model_copy(update={"sft": data.sft or own, "prompts": data.prompts or own})
 
 
 def gather(bench: dual.Bench, data: OfflineData, terms: Mapping[str, RewardTerm], limits: Sequence[str]) -> Answers:
-    """The answers to learn from: those of the SFT pool, with rewards from the data or from the run's models."""
+    """The answers to learn from, with rewards of their own or from the run's models: `data.answers`, or the SFT pool.
+
+    Raises `UserError` where there is none, and for answers without a reward.
+    """
     needed = [*dict.fromkeys((*terms, *limits))]
     if data.answers is None:
         answered = [one for one in bench.pools.imitate if one.answered and one.response]
         if not answered:
             raise UserError("no answer to learn from; give data.answers, data.sft or data.pairs")
-        _scored_by(bench, needed)
-        scores = stages.on_main(bench.run, lambda: stages.scores_by_name(bench.scorer)(answered))
-        return Answers(answered, scores, reward_of(scores, terms))
-    inside = {keys(one)[0] for one in bench.pools.imitate}
-    rows = [one for one in reading.scored(data.answers, bench.run) if keys(one)[0] in inside]
-    if not rows:
-        raise UserError(f"data.answers: no prompt of {data.answers.path} falls into the pool to learn from; enlarge it")
-    _named_in(rows, needed)
-    answered = [one.conversation.model_copy(update={"id": one.id, "source": one.source}) for one in rows]
-    scores = {name: torch.tensor([one.scores[name] for one in rows]) for name in needed}
-    return Answers(answered, scores, reward_of(scores, terms))
+        scores = scores_of(bench, answered, needed, "scores")
+    else:
+        rows = in_no_other_fold(bench, reading.scored(data.answers, bench.run), "answers")
+        answered = [one.conversation.model_copy(update={"id": one.id, "source": one.source}) for one in rows]
+        # A score has one scale: that of the rows, or where none of them brings it, that of the run's models.
+        asked = [name for name in needed if not any(name in one.scores for one in rows) and name in bench.scorer.names]
+        own = [name for name in needed if name not in asked]
+        _named_in(rows, own)
+        scores = {name: torch.tensor([one.scores[name] for one in rows]) for name in own}
+        scores |= scores_of(bench, answered, asked, "scores") if asked else {}
+    return Answers(answered, scores, _worth(scores, terms, answered))
+
+
+def in_no_other_fold(bench: dual.Bench, rows: Sequence[Item], name: str) -> list[Item]:
+    """The rows of `data.NAME` with prompts and pictures that no fold but that of SFT holds, and that fit the window.
+
+    The source need not be one that the folds were made from. How many are left out is said and stands in the facts.
+    """
+    pools = bench.pools
+    elsewhere: list[Record] = [*pools.practise, *pools.dev, *pools.safety, *pools.pairs, *pools.held_out_pairs]
+    elsewhere += [*pools.ratings, *pools.held_out_ratings]
+    shared = {id(row) for _, row in leaks(elsewhere, rows)}
+    apart = [row for row in rows if id(row) not in shared]
+    skips = bench.settings.text.on_long_prompt == "skip"
+    kept = [row for row in apart if not skips or reading.fits(row, bench.template)]  # type: ignore[arg-type]
+    left_out = {"in_other_folds": len(shared), "too_long": len(apart) - len(kept)}
+    bench.facts[f"{name}_left_out"] = left_out
+    if any(left_out.values()):
+        stages.say(f"data.{name}: {len(rows)} rows, left out: {reading.listed(left_out)}")
+    if not kept:
+        raise UserError(
+            f"data.{name}: none of {len(rows)} rows can be learned from ({reading.listed(left_out)}); give more, or a "
+            "larger data.pools.sft"
+        )
+    return kept
+
+
+def scores_of(
+    bench: dual.Bench, answered: Sequence[Conversation], needed: Sequence[str], name: str
+) -> dict[str, Tensor]:
+    """(N,) of each needed score by the run's models, NaN where one gives none, as they were when first asked for.
+
+    Scorers may vary, as endpoints do, so what they said is kept in `annotations/NAME.json` for a run that is resumed.
+    """
+    _scored_by(bench, needed)
+
+    def ask() -> dict[str, list[float | None]]:
+        found = stages.scores_by_name(bench.scorer)(answered)
+        return {key: [value if math.isfinite(value) else None for value in found[key].tolist()] for key in needed}
+
+    kept = once(bench.run, name, [_told(answered), list(needed), scorer_digest(bench, {})], ask)
+    return {key: torch.tensor([math.nan if one is None else one for one in kept[key]]) for key in needed}
+
+
+def once(run: RunFolder, name: str, follows_from: Any, make: Callable[[], Found]) -> Found:
+    """What `make` gives, as plain JSON: made once, by the first process for all, and kept in `annotations/NAME.json`.
+
+    Raises `UserError` when what is kept does not follow from the JSON `follows_from`.
+    """
+    place = f"{FOLDER}/{name}.json"
+
+    def work() -> Found:
+        stamp = hashlib.sha256(json.dumps(follows_from, sort_keys=True).encode()).hexdigest()
+        (run.path / FOLDER).mkdir(parents=True, exist_ok=True)
+        if not (run.path / place).is_file():
+            run.write_json(place, {"follows_from": stamp, "found": make()})
+        kept = json.loads((run.path / place).read_text(encoding="utf-8"))
+        if kept["follows_from"] != stamp:
+            raise UserError(f"stale {run.path / place}: what it was made from changed since; run in a new folder")
+        found: Found = kept["found"]
+        return found
+
+    return stages.on_main(run, work)
+
+
+def _told(conversations: Sequence[Conversation]) -> list[Any]:
+    return [one.model_dump(mode="json") for one in conversations]
+
+
+def _worth(scores: Mapping[str, Tensor], terms: Mapping[str, RewardTerm], answered: Sequence[Conversation]) -> Tensor:
+    """(N,) what the answers are worth, or `UserError` that names those without a score."""
+    reward = reward_of(scores, terms)
+    lacking = [one.id or "without an id" for one, known in zip(answered, reward.isfinite().tolist()) if not known]
+    if lacking:
+        raise UserError(
+            f"{len(lacking)} of {len(answered)} answers have no finite reward ({', '.join(lacking[:5])}): not all of "
+            f"{', '.join(terms)} are known; leave these answers out, or name scores under rewards that all of them have"
+        )
+    return reward
 
 
 def _scored_by(bench: dual.Bench, needed: Sequence[str], otherwise: str = "") -> None:
@@ -134,16 +225,19 @@ def annotated(
 ) -> tuple[list[Encoded], Annotations]:
     """The encoded answers with V, advantages and reference log-probabilities, kept in the folder `annotations`."""
     rows = [bench.template.answered(one) for one in answers.conversations]
-    folder, sampling = bench.run.path / FOLDER, bench.settings.rollout.sampling
+    folder = bench.run.path / FOLDER
     with reference() as frozen:
-        reader = Reader(frozen, bench.template.pad_id, sampling.temperature, bench.settings.rollout.micro_tokens)
-        head = _value_head(bench, rows, answers, terms, value, reader)
-        origin = {"scorer": scorer_digest(bench, terms), "margin": margin}
-        if (folder / CARD).is_file():
-            found = Annotations.load(folder, facts_of(reader, head, rows, answers.reward, **origin))
+        learned_from = _earned(bench, rows, answers, terms, value, reader(bench, frozen))
+    # Outside, because a reference that shares the policy's weights is open without gradients.
+    head = _value_head(bench, *learned_from, value)
+    origin = {"scorer": scorer_digest(bench, terms), "margin": margin}
+    finished = stages.on_main(bench.run, lambda: (folder / CARD).is_file())
+    with reference() as frozen:
+        if finished:
+            found = Annotations.load(folder, facts_of(reader(bench, frozen), head, rows, answers.reward, **origin))
         else:
             components = {name: answers.scores[name] for name in terms}
-            found = annotate(reader, head, rows, answers.reward, components=components, **origin)
+            found = annotate(reader(bench, frozen), head, rows, answers.reward, components=components, **origin)
             stages.on_main(bench.run, lambda: (head.save(folder / "value_head"), found.save(folder)))
     bench.facts["annotations"] = summary = found.summary()
     stages.say(
@@ -153,20 +247,28 @@ def annotated(
     return rows, found
 
 
-def _value_head(
+def reader(bench: dual.Bench, frozen: nn.Module) -> Reader:
+    """What the reference says of given answers: at temperature 1, as the policy that learns from them is read."""
+    return Reader(frozen, bench.template.pad_id, micro_tokens=bench.settings.rollout.micro_tokens)
+
+
+def _earned(
     bench: dual.Bench,
     rows: Sequence[Encoded],
     answers: Answers,
     terms: Mapping[str, RewardTerm],
     value: ValueStage,
-    reader: Reader,
-) -> ValueHead:
-    """V(x), fitted to what the reference's own answers earn, or to what the data earn."""
-    if value.learn_from == "data":
-        prompts, of = reader.prompt_states(rows)
-        earned = answers.reward
-    else:
-        prompts, of, earned = _sampled(bench, terms, reader)
+    reading_it: Reader,
+) -> tuple[PromptStates, Tensor, Tensor]:
+    """States of prompts, and of each answer that V learns from, the reference's own or given, its prompt and reward."""
+    if value.learn_from == "samples":
+        return _sampled(bench, terms, reading_it)
+    prompts, of = reading_it.prompt_states(rows)
+    return prompts, of, answers.reward
+
+
+def _value_head(bench: dual.Bench, prompts: PromptStates, of: Tensor, earned: Tensor, value: ValueStage) -> ValueHead:
+    """V(x), fitted to what was earned on the prompts."""
     # A sigmoid reaches neither end of its range.
     room = value.room * max(float(earned.max() - earned.min()), 1e-6)
     settings = value.head.model_copy(update={"fit": stages.offset(value.head.fit, bench.settings.seed)})
@@ -178,18 +280,24 @@ def _value_head(
     return found.head
 
 
-def _sampled(bench: dual.Bench, terms: Mapping[str, RewardTerm], reader: Reader) -> tuple[PromptStates, Tensor, Tensor]:
+def _sampled(
+    bench: dual.Bench, terms: Mapping[str, RewardTerm], reading_it: Reader
+) -> tuple[PromptStates, Tensor, Tensor]:
     """The states of the prompts to practise on, and for each of the reference's answers its prompt and reward."""
     _scored_by(bench, list(terms), "; or set value.learn_from=data, which needs no scorer")
-    asked, settings = bench.pools.practise, bench.settings
+    asked, rollout, seed = bench.pools.practise, bench.settings.rollout, bench.settings.seed
     starts = [bench.template.prompt(one) for one in asked]
-    samples = bench.generator.generate(
-        starts, settings.rollout.samples_per_prompt, settings.rollout.sampling, settings.seed
-    )
-    answered = [asked[one.prompt_index].answer(bench.template.decode(one.response_ids)) for one in samples]
-    scores = stages.on_main(bench.run, lambda: stages.scores_by_name(bench.scorer)(answered))
-    prompts, place = reader.prompt_states(starts)
-    return prompts, place[[one.prompt_index for one in samples]], reward_of(scores, terms)
+
+    def sample() -> list[tuple[int, str]]:
+        found = bench.generator.generate(starts, rollout.samples_per_prompt, rollout.sampling, seed)
+        return [(one.prompt_index, bench.template.decode(one.response_ids)) for one in found]
+
+    how = [rollout.samples_per_prompt, rollout.sampling.model_dump(mode="json"), seed]
+    samples = once(bench.run, "samples", [_told(asked), *how, network_digest(reading_it.model)], sample)
+    answered = [asked[i].answer(text) for i, text in samples]
+    scores = scores_of(bench, answered, list(terms), "sample_scores")
+    prompts, place = reading_it.prompt_states(starts)
+    return prompts, place[[i for i, _ in samples]], _worth(scores, terms, answered)
 
 
 def scorer_digest(bench: dual.Bench, terms: Mapping[str, RewardTerm]) -> str:
@@ -213,24 +321,26 @@ def rankings(
 ) -> list[Ranked]:
     """Rankings to learn from, those whose best answer is beyond a limit left out.
 
-    scored: order each by the rewards of this run's models, as PRO needs; without, the order is that of the people.
+    scored: order each by its rewards, as PRO needs, or where some bring none by those of this run's models; without,
+    pairs of the answer that people preferred, or else the best, and the worst.
     """
     if data.ranked is not None:
-        inside = {keys(one)[0] for one in (*bench.pools.imitate, *(pair.prompt for pair in bench.pools.pairs))}
-        rows = [one for one in reading.ranked(data.ranked, bench.run) if keys(one)[0] in inside]
-        # What a person chose counts for pairs, whatever the rewards say.
-        found = rows if scored else [as_ranked(as_preference(one, "ranked"), "ranked") for one in rows]
+        found = in_no_other_fold(bench, reading.ranked(data.ranked, bench.run), "ranked")
     else:
         found = [as_ranked(pair, "pairs") for pair in bench.pools.pairs if _preferred(pair)]
-    if not found:
-        raise UserError("no ranking to learn from; give data.pairs with a preferred answer, or data.ranked")
     if scored and any(one.rewards is None for one in found):
         found = _by_score(bench, found, terms)
+    elif scored and found and terms != REWARD:
+        raise UserError("data.ranked brings its rewards, so `rewards` would not be read; leave it out")
+    found = _decided(found, scored)
+    if not found:
+        raise UserError("no ranking to learn from; give data.pairs with a preferred answer, or data.ranked")
+    if not scored:
+        found = [_best_and_worst(one) for one in found]
     if not limits:
         return found
     best = [one.prompt.answer(one.responses[0]) for one in found]
-    _scored_by(bench, [limit.score for limit in limits])
-    scores = stages.on_main(bench.run, lambda: stages.scores_by_name(bench.scorer)(best))
+    scores = scores_of(bench, best, [*dict.fromkeys(limit.score for limit in limits)], "limited_scores")
     admitted = admit(scores, limits, torch.zeros(len(found)))
     _tell(bench, admitted)
     return [one for one, kept in zip(found, admitted.kept.tolist()) if kept]
@@ -241,15 +351,39 @@ def _preferred(pair: DualPair) -> bool:
 
 
 def _by_score(bench: dual.Bench, found: Sequence[Ranked], terms: Mapping[str, RewardTerm]) -> list[Ranked]:
-    """The rankings in the order of this run's rewards; equal rewards leave nothing to rank and go."""
-    _scored_by(bench, list(terms))
-    answered = [one.prompt.answer(text) for one in found for text in one.responses]
-    scores = stages.on_main(bench.run, lambda: stages.scores_by_name(bench.scorer)(answered))
-    rewards = iter(reward_of(scores, terms).tolist())
+    """The rankings in the order of this run's rewards; equal rewards keep the order given."""
+    answered = [one.prompt.model_copy(update={"id": one.id}).answer(text) for one in found for text in one.responses]
+    scores = scores_of(bench, answered, list(terms), "ranking_scores")
+    rewards = iter(_worth(scores, terms, answered).tolist())
     return [
         Ranked.by_reward(one.responses, [next(rewards) for _ in one.responses], id=one.id, prompt=one.prompt)
         for one in found
     ]
+
+
+def _decided(found: Sequence[Ranked], scored: bool) -> list[Ranked]:
+    """The rankings that prefer an answer; with equal rewards a person may have, who is not heard where `scored`."""
+    chosen = [not _tied(one) or (one.preferred is not None and not scored) for one in found]
+    if tied := chosen.count(False):
+        stages.say(f"rankings: {tied} of {len(found)} are left out, all their answers being worth the same")
+    return [one for one, kept in zip(found, chosen) if kept]
+
+
+def _tied(one: Ranked) -> bool:
+    return one.rewards is not None and one.rewards[0] == one.rewards[-1]
+
+
+def _best_and_worst(one: Ranked) -> Ranked:
+    """A ranking of two: what a person chose, whatever the rewards say, or else the best; and the worst other one."""
+    best = one.preferred or 0
+    worst = max(i for i in range(len(one.responses)) if i != best)
+    return Ranked(
+        id=one.id,
+        prompt=one.prompt,
+        responses=(one.responses[best], one.responses[worst]),
+        source=one.source,
+        split=one.split,
+    )
 
 
 def _tell(bench: dual.Bench, admitted: Admitted) -> None:

@@ -128,7 +128,7 @@ def read_pools(data: DataSection, run: RunFolder) -> Pools:
     nobody: dict[str, list[Any]] = {name: [] for name in held_out}
     preferred = pools(judging, held_out, data.pools.salt + "/held-out") if judging else nobody
     found = Pools(
-        imitate=[_answered(record) for record in inside(sft, "sft")],
+        imitate=_imitated(inside(sft, "sft")),
         pairs=_of(DualPair, preferred["train"]),
         held_out_pairs=_of(DualPair, preferred["held_out"]),
         practise=_distinct(inside(prompts, "rl")),
@@ -208,7 +208,7 @@ def classified(source: DataSettings, run: RunFolder) -> list[Classified]:
 
 def conversations(source: DataSettings, run: RunFolder) -> list[Conversation]:
     """The conversations of `data.sft` that hold an answer to imitate."""
-    return [_answered(record) for record in records(source, "sft", run)]
+    return _imitated(records(source, "sft", run))
 
 
 def records(source: DataSettings, name: str, run: RunFolder) -> list[Readable]:
@@ -227,6 +227,14 @@ def preferences(source: DataSettings, name: str, run: RunFolder) -> list[Pair]:
 def _of(kind: type[Kind], records: Sequence[Readable]) -> list[Kind]:
     """The records of one kind."""
     return [record for record in records if isinstance(record, kind)]
+
+
+def _imitated(records: Sequence[Readable]) -> list[Conversation]:
+    """The conversations to imitate; of a pair that nobody judged neither answer is the better one, so it has none."""
+    judged = [one for one in records if not isinstance(one, DualPair) or {one.helpful_id, one.safer_id} != {None}]
+    if lost := len(records) - len(judged):
+        say(f"sft: {lost} pairs that nobody judged are not imitated")
+    return [_answered(record) for record in judged]
 
 
 def _answered(record: Readable) -> Conversation:

@@ -87,7 +87,8 @@ class ScoreModelSettings(stages.RunSettings):
             raise ValueError("give at least one of reward, cost, attributes; `reward: {}` takes all defaults")
         if self.joint and not (self.reward and self.cost):
             raise ValueError("joint trains reward and cost together, so it needs both sections")
-        self.labels.require({"reward": self.reward, "cost": self.cost}, self.joint)
+        by_people = {"attributes.preference": self.attributes and self.attributes.preference}
+        self.labels.require({"reward": self.reward, "cost": self.cost}, self.joint, by_people)
         if self.joint and self.cost is not None and self.cost.fit != FitSettings():
             raise ValueError("joint trains both by reward.fit; cost.fit would be ignored, so leave it out")
         if self.train == "head" and self.model is not None and self.model.adapter is not None:

@@ -122,10 +122,23 @@ class Shop:
         if self.labels.of(axis) is None:
             return False
         told = weak_scores.asked(self.labels, axis, self.pairs, self.run, self.text)
-        agreed = weak_scores.agreement(told, axis, self.pairs)
-        self.facts[f"{axis}_labels"] = {"from": told.table.supervisor, "agreement_with_people": agreed}
-        weak_scores.learn(self.labels, axis, network, self.pairs, fit, self.run, self.template, told)
+        agreed, lost = weak_scores.agreement(told, axis), len(self.pairs) - len(told.pairs)
+        self.facts[f"{axis}_labels"] = {
+            "from": told.table.supervisor,
+            "agreement_with_people": agreed,
+            "too_long": lost,
+        }
+        weak_scores.learn(self.labels, axis, network, fit, self.run, self.template, told)
         return True
+
+    def judges(self, axis: weak_scores.Axis, labels: str = "none") -> Sequence[DualPair]:
+        """The held-out pairs that tell what a model is worth: none where a weak model is the only one to speak."""
+        if any(weak_scores.judged(pair, axis, labels) for pair in self.held_out) or self.labels.of(axis) is None:
+            return self.held_out
+        stages.say(
+            f"warning: {axis}: people judged none of {len(self.held_out)} held-out pairs, so its worth is unknown"
+        )
+        return []
 
     def inspect(self, model: ScoreModel, name: str) -> None:
         """Audit `model` on everything held out."""
@@ -144,7 +157,8 @@ def inspect(run: RunFolder, scorer: Scorer, name: str, records: Sequence[Judged]
 def train_reward(stage: RewardStage, shop: Shop, network: ScoreModel) -> ScoreModel:
     """The reward model, trained, judged on held-out pairs and saved as `models/reward`."""
     task = RewardTask(network, shop.template.pad_id, stage.loss)
-    held_out = helpful_rows(shop.held_out, shop.template)
+    judges = shop.judges("reward")
+    held_out = helpful_rows(judges, shop.template) if judges else []
     fit = stages.offset(stage.fit, shop.seed)
     if not shop.learn_weakly("reward", network, fit):
         stages.train(task, task.forward.budgeted(helpful_rows(shop.pairs, shop.template)), held_out, fit, shop.run)
@@ -158,7 +172,8 @@ def train_cost(stage: CostStage, shop: Shop, network: ScoreModel) -> tuple[Score
     """The cost model, trained, judged and saved as `models/cost`, and what its zero means."""
     labels = stage.loss.labels
     task = CostTask(network, shop.template.pad_id, stage.loss)
-    held_out = harmful_rows(shop.held_out, shop.template, labels)
+    judges = shop.judges("cost", labels)
+    held_out = harmful_rows(judges, shop.template, labels) if judges else []
     fit = stages.offset(stage.fit, shop.seed)
     taught = shop.learn_weakly("cost", network, fit)
     if not taught:
@@ -170,10 +185,13 @@ def train_cost(stage: CostStage, shop: Shop, network: ScoreModel) -> tuple[Score
     shop.facts["cost_over_shorter"] = scored.over_shorter(higher=False)
     stages.keep(shop.run, task.model, shop.template, shop.probes, "cost")
     shop.inspect(task.model, "cost")
-    zero = find_zero(stage, scored, task, shop)
-    if taught:
-        # What a weak model calls harm may be believed by a policy, and proves nothing to anybody.
-        zero = replace(zero, source="none", words="a weak model's border of harm, so nothing can be certified by it")
+    # What a weak model calls harm may be believed by a policy, and proves nothing to anybody.
+    unproven = "a weak model's border of harm, so nothing can be certified by it"
+    if taught and stage.loss.labels != "none" and len(set(scored.labelled()[1])) < 2:
+        zero = Zero(0.0, "none", None, unproven)
+    else:
+        zero = find_zero(stage, scored, task, shop)
+        zero = replace(zero, source="none", words=unproven) if taught else zero
     stages.say(f"cost: {zero.words}")
     return task.model, zero
 

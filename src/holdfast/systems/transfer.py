@@ -75,7 +75,7 @@ class Plan:
     each student's epoch by its agreement with the weak labels of `validation` (the ceiling's by gold ones). calibrate:
     share of the groups of `weak_train` that choose the supervisor's epoch and temperature instead of teaching it.
     intermediate: learners between supervisor and student, with their settings. unsafe: a class whose recall counts.
-    facts: said in the report as they are.
+    facts: said in the report as they are. keep: saves the first seed's supervisor and students for others to use.
     """
 
     pools: Callable[[int], Pools]
@@ -93,6 +93,7 @@ class Plan:
     unsafe: int | None = None
     data_sha256: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    keep: Callable[[str, Learner, Predictor], object] = lambda name, learner, found: None
 
 
 class Curve(NamedTuple):
@@ -151,6 +152,7 @@ def one_seed(plan: Plan, seed: int, run: RunFolder) -> Outcome:
     bench = _Bench(plan, seed, run, plan.pools(seed))
     bench.check()
     supervisor, calibration = bench.supervisor()
+    bench.save("supervisor", plan.supervisor, supervisor)
     labels = bench.labelled("supervisor", plan.supervisor, supervisor, calibration)
     ceiling = bench.ceiling()
     bench.keep("supervisor", labels.take(bench.pools.test.ids))
@@ -201,9 +203,7 @@ class _Bench:
         gold = plan.vault.release(asked.ids, "calibration") if asked.ids else None
         select = (asked.items, gold) if gold is not None and plan.select else None
         found = self._learn(plan.supervisor, taught, targets, plan.supervised, "supervisor", select)
-        if gold is None:
-            return found, Calibration()
-        return found, calibrate(found(asked.items), gold.argmax(1).numpy(), plan.calibration)
+        return found, AS_IS if gold is None else calibrate(found(asked.items), gold.argmax(1).numpy(), plan.calibration)
 
     def labelled(
         self, stage: str, learner: Learner, predictor: Predictor, calibration: Calibration = AS_IS
@@ -246,6 +246,7 @@ class _Bench:
 
         found = self._taught(self.plan.student, self.pools.transfer, settings, labels, stage, watch)
         self.run.processes.barrier()
+        self.save(f"student_{name}", self.plan.student, found)
         return found(self.pools.test.items).softmax(-1), _curve(folder)
 
     def bootstrapped(self, labels: WeakLabels, supervisor: Predictor) -> tuple[WeakLabels | None, str]:
@@ -273,6 +274,11 @@ class _Bench:
         if p.shape[1] <= WIDE:
             rows = [row | {"p": line.tolist()} for row, line in zip(rows, p)]
         self.run.write_lines(f"predictions/{name}/{self.seed}.jsonl", rows)
+
+    def save(self, name: str, learner: Learner, found: Predictor) -> None:
+        """Let the plan keep a model of the first seed."""
+        if self.seed == self.plan.seeds[0]:
+            self.plan.keep(name, learner, found)
 
     def _taught(
         self,
@@ -387,6 +393,8 @@ def warnings(report: Mapping[str, Any]) -> Iterator[str]:
         naive, sure = level.get(f"soft{ending}"), level.get(f"logconf{ending}")
         if naive is not None and sure is not None and sure < naive:
             yield f"confidence loss below naive{ending.replace('_', ', ')}: {sure:.3f} against {naive:.3f}"
-    for seed, ended in zip(report["seeds"], report["bootstrapping_ended"]):
+    for seed, ended, labels in zip(report["seeds"], report["bootstrapping_ended"], report["labels"]):
+        if note := labels["calibration"]["note"]:
+            yield f"seed {seed}: labels are not calibrated, {note}"
         if ended:
             yield f"seed {seed}: bootstrapping ended, {ended}"

@@ -1,7 +1,8 @@
 """Who supervises and who is supervised: learners from settings, for texts with a class and for pairs of answers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 from holdfast.config import Settings
 from holdfast.data.collate import micro_batches, pad
 from holdfast.data.schema import Conversation
+from holdfast.data.sources import Readable
 from holdfast.data.template import Template
 from holdfast.engine.log import RunFolder
 from holdfast.engine.supervised import FitSettings
+from holdfast.errors import UserError
 from holdfast.losses.reduce import precise
 from holdfast.models.policy import evaluating, hidden_states
-from holdfast.systems import stages
-from holdfast.training.learners import BagOfWords, Finetuned, Learner, Probe
+from holdfast.systems import reading, stages
+from holdfast.training.learners import BagOfWords, Finetuned, Learner, Network, Predictor, Probe
 from holdfast.training.transfer import TransferSettings
 
 
@@ -50,27 +53,62 @@ class LearnerSettings(Settings):
 
 @dataclass(frozen=True)
 class Workshop:
-    """What learners are built from: settings of the run, texts for a tokenizer, answers for generative finetuning."""
+    """What learners are built from: settings of the run, those of each learner by its name, texts for a tokenizer.
+
+    names: of the outputs, one for each class, or the one score of an answer of a pair.
+    """
 
     settings: stages.RunSettings
     run: RunFolder
     pair: bool
-    texts: Sequence[str]
-    answered: Sequence[Conversation]
+    names: Sequence[str]
+    wanted: Mapping[str, LearnerSettings]
+    texts: Callable[[], list[str]]
 
-    def build(self, wanted: LearnerSettings, name: str) -> Learner:
-        """The learner called `name` in the run folder."""
+    @cached_property
+    def bases(self) -> dict[str, tuple[nn.Module, Template]]:
+        """The network that each learner starts from, and the template that feeds it; counted words have none."""
+        found = {}
+        for name, one in self.wanted.items():
+            if one.kind != "words":
+                if one.model is None:
+                    raise UserError(f"{name}.model is missing: kind={one.kind} needs a network; give {name}.model=NAME")
+                found[name] = stages.load_base(one.model, self.settings.tokenizer, self.settings.text, self.texts)
+        return found
+
+    def legible(self, records: Sequence[Readable]) -> list[bool]:
+        """Whether the prompt of each record leaves all learners room; `UserError` unless it may be skipped."""
+        text = self.settings.text
+        templates = {name: template for name, (_, template) in self.bases.items()}
+        found = [[name for name, template in templates.items() if not reading.fits(one, template)] for one in records]
+        lost = [(getattr(one, "id", ""), names[0]) for one, names in zip(records, found) if names]
+        if lost and text.on_long_prompt == "error":
+            raise UserError(
+                f"{len(lost)} of {len(records)} rows, such as {lost[0][0]}, have a prompt that leaves the {lost[0][1]} "
+                f"no room in {text.max_length} tokens; raise text.max_length, or set text.on_long_prompt=skip"
+            )
+        return [not names for names in found]
+
+    def build(self, name: str, answered: Sequence[Conversation]) -> Learner:
+        """The learner called `name`; answered: what generative finetuning imitates."""
+        wanted = self.wanted[name]
         if wanted.kind == "words":
             return BagOfWords(self._as_texts, pair=self.pair, regularisation=wanted.regularisation)
-        assert wanted.model is not None, "the caller has put the world's network where none was named"
-        settings = self.settings
-        policy, template = stages.load_base(wanted.model, settings.tokenizer, settings.text, lambda: list(self.texts))
+        policy, template = self.bases[name]
         if wanted.sft is not None:
-            fit = stages.offset(wanted.sft, settings.seed)
-            stages.imitate(fit, self.run, self.answered, policy, template, stage=f"sft_{name}")
+            fit = stages.offset(wanted.sft, self.settings.seed)
+            stages.imitate(fit, self.run, answered, policy, template, stage=f"sft_{name}")
         if wanted.kind == "probe":
             return Probe(States(policy, template), pair=self.pair, hidden=wanted.hidden)
-        return Finetuned(policy, template, list, pair=self.pair, adapter=wanted.model.adapter)
+        adapter = wanted.model.adapter if wanted.model else None
+        return Finetuned(policy, template, list, pair=self.pair, adapter=adapter, names=self.names)
+
+    def keep(self, name: str, learner: Learner, found: Predictor, shown: Sequence[Conversation]) -> None:
+        """Save a finetuned network as `models/NAME`; what other learners learned lies in the folder of their stage."""
+        if isinstance(learner, Finetuned) and isinstance(found, Network):
+            # A saved model is proven by answers; of texts without any, an empty one behind the text will do.
+            probes = [one if one.answered else one.answer(".") for one in shown[:4]]
+            stages.keep(self.run, found.network, learner.template, probes, name)
 
     def _as_texts(self, items: Sequence[Any]) -> list[Any]:
         return [tuple(map(told, one)) if self.pair else told(one) for one in items]

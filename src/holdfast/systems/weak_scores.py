@@ -4,12 +4,15 @@ Any recipe with pairs can say `labels: {from: weak_model, reward: FOLDER}`. What
 in the run folder as a table; people's preferences are then only counted against it, and judge what was learned.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from pydantic import ConfigDict, Field, model_validator
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -18,15 +21,17 @@ from holdfast.data.schema import DualPair
 from holdfast.data.template import Template
 from holdfast.engine.log import RunFolder
 from holdfast.engine.supervised import FitSettings
+from holdfast.errors import UserError
 from holdfast.losses import transfer
 from holdfast.losses.reduce import Sum, over, precise
 from holdfast.models.heads import ScoreModel, load_score_model
 from holdfast.models.load import load_tokenizer
-from holdfast.preference.pairs import PairForward, PairRow, collate_pairs
+from holdfast.models.value import network_digest
+from holdfast.preference.pairs import PairForward, PairRow, absolute_label, collate_pairs
 from holdfast.preference.score import ModelScorer
 from holdfast.preference.weak_labels import Calibration, WeakLabels, sha256_of
 from holdfast.stats.estimate import proportion
-from holdfast.systems import stages
+from holdfast.systems import reading, stages
 from holdfast.training.transfer import TransferBatch, TransferSettings, TransferTask, rows_of
 
 Axis = Literal["reward", "cost"]
@@ -58,18 +63,43 @@ class LabelSettings(Settings):
         moved = [name for name, one in type(self).model_fields.items() if getattr(self, name) != one.default]
         if not weak and moved:
             raise ValueError(f"{', '.join(moved)}: only a weak model reads this; set from: weak_model, too")
+        if weak and self.cost is None and self.scale != type(self).model_fields["scale"].default:
+            raise ValueError("labels.scale weighs the word of a weak cost model; give labels.cost, or leave scale out")
         if self.learn.fit != TransferSettings().fit:
             raise ValueError("labels.learn.fit has no effect; reward.fit and cost.fit say how long")
+        for name in ("prior", "min_pool"):
+            if getattr(self.learn, name) != getattr(TransferSettings(), name):
+                raise ValueError(
+                    f"labels.learn.{name} has no effect: the order of a pair is drawn, so it has no classes"
+                )
         return self
 
-    def require(self, trained: Mapping[Axis, object], joint: bool) -> None:
-        """None, or `ValueError` where no model is trained on an axis that is labelled, or both are one network."""
+    def require(self, trained: Mapping[Axis, Any], joint: bool, by_people: Mapping[str, object]) -> None:
+        """None, or `ValueError` where labels would not reach what they are for.
+
+        trained: the section of each model. joint: both are one network. by_people: what learns people's preferences
+        from the pairs whatever a weak model says, by the name of its setting.
+        """
         if joint and self.source == "weak_model":
             raise ValueError("reward and cost in one network learn from people; with labels.from=weak_model part them")
+        if self.reward is not None and (given := [name for name, one in by_people.items() if one]):
+            raise ValueError(
+                f"{', '.join(given)} learns people's preferences, which labels.reward replaces; leave one of them out"
+            )
         for axis, stage in trained.items():
-            if self.of(axis) is not None and stage is None:
+            if self.of(axis) is None:
+                continue
+            if stage is None:
                 raise ValueError(
                     f"labels.{axis} labels pairs for a {axis} model, and none is trained; add {axis}: {{}}"
+                )
+            # The labels of the data still say what the cost model is worth.
+            unread = [
+                name for name, value in type(stage.loss)() if name != "labels" and getattr(stage.loss, name) != value
+            ]
+            if unread:
+                raise ValueError(
+                    f"{axis}.loss.{unread[0]} has no effect on what a weak model labels, see labels.learn; leave it out"
                 )
 
     def of(self, axis: Axis) -> stages.Model | None:
@@ -79,30 +109,74 @@ class LabelSettings(Settings):
 
 @dataclass(frozen=True)
 class Told:
-    """What a weak model says of N pairs: its table, and (N, 2) the scores of both answers over the temperature."""
+    """What a weak model says of N pairs: its table, and (N, 2) the scores of both answers over the temperature.
+
+    pairs: those it could read, in the order of the table.
+    """
 
     table: WeakLabels
     scores: Tensor
+    pairs: Sequence[DualPair]
 
 
-def asked(settings: LabelSettings, axis: Axis, pairs: Sequence[DualPair], run: RunFolder, text: Any) -> Told:
-    """Let the weak model score both answers of every pair; the table lies in `weak_labels/AXIS.jsonl`."""
+def asked(
+    settings: LabelSettings, axis: Axis, pairs: Sequence[DualPair], run: RunFolder, text: stages.TextSection
+) -> Told:
+    """What the weak model says of both answers of every pair, from `weak_labels/AXIS.jsonl` where it said so before.
+
+    Raises `UserError` where that table is of another model, other pairs or another temperature.
+    """
     model = settings.of(axis)
     assert model is not None, "asked only where a weak model labels the axis"
     words = load_tokenizer(model.name or "", trust_remote_code=model.trust_remote_code, revision=model.revision)
-    template = Template(words, max_length=text.max_length, chat_template=text.chat_template)
+    template = Template(words, max_length=text.max_length, chat_template=text.chat_template, system=text.system)
+    pairs = legible(pairs, template, axis, text)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     scorer = ModelScorer(load_score_model(model, device), template)
-    answers = [pair.prompt.answer(response) for pair in pairs for response in pair.responses]
-    found = stages.on_main(run, lambda: scorer.score(answers))[:, _column(scorer.names, axis)].view(-1, 2)
+    parts = [part for one in pairs for part in (one.id, one.prompt.model_dump_json(), *one.responses)]
+    stamp = {"data_sha256": sha256_of(parts), "split_sha256": sha256_of(["learn"])}
+    origin = sha256_of([network_digest(scorer.model), template.fingerprint])
     calibration = Calibration("temperature", T=settings.temperature)
-    stamp = {"data_sha256": sha256_of(one.id for one in pairs), "split_sha256": sha256_of(["learn"])}
-    logits = transfer.pair(found[:, 1] - found[:, 0])
-    name = model.name or "a network without a name"
-    table = WeakLabels(tuple(one.id for one in pairs), logits, name, calibration, **stamp, kind="margin")
     file = run.path / "weak_labels" / f"{axis}.jsonl"
-    stages.on_main(run, lambda: table.write(file))
-    return Told(table, found / settings.temperature)
+
+    def label() -> None:
+        answers = [pair.prompt.answer(response) for pair in pairs for response in pair.responses]
+        found = scorer.score(answers)[:, _column(scorer.names, axis)].view(-1, 2)
+        logits = transfer.pair(found[:, 1] - found[:, 0])
+        ids, name = tuple(one.id for one in pairs), model.name or "a network without a name"
+        table = WeakLabels(ids, logits, name, calibration, **stamp, created_from=origin, kind="margin")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"scores": found.contiguous()}, _scores_beside(file))
+        table.write(file)
+
+    stages.on_main(run, lambda: None if file.is_file() else label())
+    table = WeakLabels.read(file, **stamp)
+    if (table.created_from, table.calibration) != (origin, calibration):
+        raise UserError(f"stale weak labels: {file} is of another model or temperature; delete it, or use a new folder")
+    return Told(table, load_file(_scores_beside(file))["scores"] / settings.temperature, pairs)
+
+
+def _scores_beside(file: Path) -> Path:
+    return file.with_name(f"{file.stem}_scores.safetensors")
+
+
+def legible(pairs: Sequence[DualPair], template: Template, axis: Axis, text: stages.TextSection) -> Sequence[DualPair]:
+    """The pairs whose prompts the weak model can read; the others are an error, or left out for this axis and told.
+
+    Its tokenizer is not that of the model that learns, and the same prompt may be longer in it.
+    """
+    kept = [pair for pair in pairs if reading.fits(pair, template)]
+    if len(kept) < len(pairs) and text.on_long_prompt == "error":
+        lost = next(pair for pair in pairs if not reading.fits(pair, template))
+        raise UserError(
+            f"labels.{axis}: the prompt of {lost.id} leaves the weak model no room for an answer in "
+            f"{text.max_length} tokens; raise text.max_length, or set text.on_long_prompt=skip"
+        )
+    if not kept:
+        raise UserError(f"labels.{axis}: the weak model can read no prompt within text.max_length {text.max_length}")
+    if len(kept) < len(pairs):
+        stages.say(f"labels.{axis}: {len(pairs) - len(kept)} pairs are too long for the weak model and left out")
+    return kept
 
 
 def _column(names: Sequence[str], axis: Axis) -> int:
@@ -110,14 +184,22 @@ def _column(names: Sequence[str], axis: Axis) -> int:
     return names.index(axis) if axis in names else 0
 
 
-def agreement(told: Told, axis: Axis, pairs: Sequence[DualPair]) -> dict[str, Any] | None:
+def agreement(told: Told, axis: Axis) -> dict[str, Any] | None:
     """How often the weak model agrees with the people, where they said something; None where they did not."""
+    pairs = told.pairs
     gold = [pair.helpful_id if axis == "reward" else _worse(pair) for pair in pairs]
     known = [i for i, side in enumerate(gold) if side is not None]
     if len(known) < 2:
         return None
     right = [bool(told.table.p[i, 1] > 0.5) == bool(gold[i]) for i in known]
     return proportion(right, [pairs[i].prompt.key for i in known]).to_dict()
+
+
+def judged(pair: DualPair, axis: Axis, labels: str = "none") -> bool:
+    """Whether people said anything about a pair on this axis; labels: which labels of single answers count."""
+    if axis == "reward":
+        return pair.helpful_id is not None
+    return pair.safer_id is not None or not all(math.isnan(absolute_label(pair, side, labels)) for side in (0, 1))
 
 
 def _worse(pair: DualPair) -> int | None:
@@ -128,14 +210,13 @@ def learn(
     settings: LabelSettings,
     axis: Axis,
     network: ScoreModel,
-    pairs: Sequence[DualPair],
     fit: FitSettings,
     run: RunFolder,
     template: Template,
     told: Told,
 ) -> None:
     """Train `network` in place on what the weak model says, as the stage called `axis`."""
-    task, rows = weak_task(settings, axis, network, pairs, fit, template, told)
+    task, rows = weak_task(settings, axis, network, fit, template, told)
     stages.train(task, rows, [], fit, run, axis)
 
 
@@ -143,13 +224,12 @@ def weak_task(
     settings: LabelSettings,
     axis: Axis,
     network: ScoreModel,
-    pairs: Sequence[DualPair],
     fit: FitSettings,
     template: Template,
     told: Told,
 ) -> tuple[TransferTask, list[Any]]:
     """The task that learns a weak model's labels, and its rows."""
-    both = PairForward(network)
+    both, pairs = PairForward(network), told.pairs
     harm = torch.sigmoid(told.scores).tolist() if axis == "cost" else [[0.0, 0.0]] * len(pairs)
     encoded = both.budgeted(
         [

@@ -8,12 +8,12 @@ Equation map:
 * PGR = (student - weak) / (ceiling - weak)                       `stats.recovery.recovered`
 * weak labels, soft; of a pair sigma(r_2 - r_1)                   `preference.weak_labels.WeakLabels`
 * naive loss, cross-entropy with weak labels                      `losses.transfer.cross_entropy`
-* auxiliary confidence loss (eq. 1, 2; appendix A.4)              `losses.transfer.target`, kind `logconf`
+* auxiliary confidence loss (eq. 1, 2; appendix A.4)              `losses.transfer.target`
 * weight of it, linear over the first fifth of the training       `losses.transfer.warm_up`
 * agreement with the supervisor on its right and wrong answers    `stats.agreement.agreement`
-* bootstrapping through intermediate sizes (section 4.3.1)        `systems.transfer`
-* generative finetuning of reward models (section 5.2.2)          `sft` of a learner
-* linear probing (section 5.2.3)                                  kind `probe` of a learner
+* bootstrapping through intermediate sizes (section 4.3.1)        `systems.transfer.weak_to_strong`
+* generative finetuning of reward models (section 5.2.2)          `systems.stages.imitate`
+* linear probing (section 5.2.3)                                  `training.learners.Probe`
 
 Departures, each with its reason:
 
@@ -28,6 +28,8 @@ Departures, each with its reason:
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -36,7 +38,7 @@ from pydantic import Field, model_validator
 from holdfast.config import Settings
 from holdfast.data.halves import Halves, halves, take
 from holdfast.data.schema import Conversation, DualPair, Record
-from holdfast.data.split import keys, share_of
+from holdfast.data.split import cluster_ids, share_of
 from holdfast.engine.log import RunFolder
 from holdfast.engine.seeds import seed_everything
 from holdfast.engine.supervised import FitSettings
@@ -62,6 +64,8 @@ class Shares(Settings):
     """What chooses a student's epoch, by weak labels."""
     test: float = Field(0.2, gt=0, lt=1)
     """What judges all models."""
+    audit: float = Field(0.05, gt=0, lt=1)
+    """On whose gold labels an intermediate learner must not fall below its supervisor; without one it is not cut."""
 
 
 class WeakData(reading.Shorthand):
@@ -122,6 +126,17 @@ class WeakToStrong(stages.RunSettings):
             raise ValueError("losses share `fit`; set that instead of a fit of their own")
         if self.sft is not None:
             raise ValueError("sft belongs to a learner: student.sft, supervisor.sft")
+        if self.model is not None:
+            raise ValueError("model belongs to a learner: student.model, supervisor.model")
+        other = "pairs" if self.task == "classifier" else "texts"
+        if self.data is not None and getattr(self.data, other) is not None:
+            raise ValueError(f"task={self.task} reads data.{self.source}, and data.{other} has no effect; leave it out")
+        moving = [name for name, one in self.losses.items() if one.kind not in ("soft", "hard")]
+        if moving and self.student.kind == "words":
+            raise ValueError(
+                f"losses.{moving[0]} follows what the student says while it learns, and student.kind=words is fitted "
+                "at once; take soft and hard"
+            )
         if self.unsafe and self.task != "classifier":
             raise ValueError(f"unsafe names a class of texts, and task={self.task} has none; leave it out")
         if len(set(self.seeds)) != len(self.seeds):
@@ -154,9 +169,13 @@ def run(settings: WeakToStrong, folder: str | Path, *, overwrite: bool = False) 
     if settings.data is None or getattr(settings.data, settings.source) is None:
         raise UserError(f"give data.{settings.source}=PATH (or a pocket section, which brings it)")
     items, classes = read_items(settings, settings.data, run_folder)
+    shop = workshop(settings, settings.data, items, classes, run_folder)
+    fits = shop.legible([one.record for one in items])
+    lost, items = fits.count(False), [one for one, fit in zip(items, fits) if fit]
     split = divided(settings, settings.data, items)
-    stages.say("splits: " + reading.listed(split.counts()))
-    plan = planned(settings, split, {one.record.id: one for one in items}, classes, run_folder)
+    stages.say("splits: " + reading.listed(split.counts() | ({"prompts_too_long": lost} if lost else {})))
+    plan = planned(settings, split, {one.record.id: one for one in items}, classes, shop)
+    plan = replace(plan, facts={**plan.facts, "prompts_too_long": lost})
     report = weak_to_strong(plan, run_folder)
     for warning in report["warnings"]:
         stages.say(f"warning: {warning}")
@@ -210,8 +229,10 @@ def compared(pair: DualPair, task: Task, salt: str) -> Item:
 def divided(settings: WeakToStrong, data: WeakData, items: Sequence[Item]) -> Halves[Any]:
     """The records in their splits: with intermediate learners a part of `transfer` for each of them."""
     shares = data.shares.model_dump()
-    whole = sum(shares.values())
     parts = len(settings.intermediate) + 1
+    if parts == 1:
+        del shares["audit"]
+    whole = sum(shares.values())
     shares |= {f"fresh_{i}": shares["transfer"] / parts for i in range(1, parts)}
     shares["transfer"] /= parts
     label = {one.record.id: str(one.gold) for one in items}
@@ -221,10 +242,9 @@ def divided(settings: WeakToStrong, data: WeakData, items: Sequence[Item]) -> Ha
 
 
 def planned(
-    settings: WeakToStrong, split: Halves[Any], items: dict[str, Item], classes: Sequence[str], run: RunFolder
+    settings: WeakToStrong, split: Halves[Any], items: dict[str, Item], classes: Sequence[str], shop: Workshop
 ) -> Plan:
     """Who learns what, and the vault with all gold labels."""
-    pair = settings.task != "classifier"
     pooled = {name: _pool(rows, items) for name, rows in split.splits.items()}
     fresh = tuple(pooled[f"fresh_{i}"] for i in range(1, len(settings.intermediate) + 1))
 
@@ -232,11 +252,11 @@ def planned(
         rows = split.splits["weak_train"]
         if settings.weak_rows is not None:
             rows = take(rows, settings.weak_rows, f"weak/{settings.seed + seed}", "the split weak_train")
-        return Pools(_pool(rows, items), pooled["transfer"], pooled["validation"], pooled["test"], fresh)
+        same = (pooled[name] for name in ("transfer", "validation", "test"))
+        return Pools(_pool(rows, items), *same, fresh, pooled.get("audit", Pool()))
 
-    learnable = [items[id] for name, pool in pooled.items() if name != "test" for id in pool.ids]
-    shown = [one for item in learnable for one in (item.shown if pair else (item.shown,))]
-    shop = Workshop(settings, run, pair, stages.texts_of(shown), [one for one in shown if one.answered])
+    shown = learnable(split, items)
+    learner = partial(shop.build, answered=[one for one in shown if one.answered])
     fit, supervised = (stages.offset(one, settings.seed) for one in (settings.fit, settings.supervised))
     return Plan(
         pools=pools,
@@ -244,22 +264,44 @@ def planned(
             {id: one.gold for id, one in items.items()},
             len(classes),
             sealed=pooled["test"].ids,
-            groups={id: keys(one.record)[0] for id, one in items.items()},
+            groups=dict(zip(items, cluster_ids([one.record for one in items.values()]))),
         ),
-        supervisor=shop.build(settings.supervisor, "supervisor"),
-        student=shop.build(settings.student, "student"),
+        supervisor=learner("supervisor"),
+        student=learner("student"),
         supervised=learning(supervised),
         ceiling=learning(fit),
         students={name: learning(fit, one) for name, one in settings.losses.items()},
         seeds=tuple(settings.seed + seed for seed in settings.seeds),
         calibrate=settings.calibrate,
         intermediate=tuple(
-            (shop.build(one, f"intermediate_{i}"), learning(fit, settings.losses["soft"]))
-            for i, one in enumerate(settings.intermediate, start=1)
+            (learner(f"intermediate_{i}"), learning(fit, settings.losses["soft"]))
+            for i in range(1, len(settings.intermediate) + 1)
         ),
         unsafe=classes.index(settings.unsafe) if settings.unsafe else None,
         facts={"task": settings.task, "classes": list(classes), "dropped": len(split.dropped)},
+        keep=partial(shop.keep, shown=shown),
     )
+
+
+def workshop(
+    settings: WeakToStrong, data: WeakData, items: Sequence[Item], classes: Sequence[str], run: RunFolder
+) -> Workshop:
+    """What all learners are built from."""
+    wanted = {"supervisor": settings.supervisor, "student": settings.student}
+    wanted |= {f"intermediate_{i}": one for i, one in enumerate(settings.intermediate, start=1)}
+    pair = settings.task != "classifier"
+
+    def texts() -> list[str]:
+        by_id = {one.record.id: one for one in items}
+        return stages.texts_of(learnable(divided(settings, data, items), by_id))
+
+    return Workshop(settings, run, pair, (settings.task,) if pair else classes, wanted, texts)
+
+
+def learnable(split: Halves[Any], items: dict[str, Item]) -> list[Conversation]:
+    """All that may be read, without labels, before anything is judged: every split but the test."""
+    shown = [items[row.id].shown for name, rows in split.splits.items() if name != "test" for row in rows]
+    return [one for item in shown for one in ([item] if isinstance(item, Conversation) else item)]
 
 
 def _pool(rows: Sequence[Any], items: dict[str, Item]) -> Pool:
