@@ -1,7 +1,8 @@
 """Write the tables of docs/ from the JSON beside this file, and that of the presets: `python benchmarks/tables.py`.
 
-A table stands between `<!-- study NAME -->`, `<!-- presets KIND -->`, `<!-- grpo -->` or `<!-- scaling -->` and
-`<!-- end -->`. A test compares them, so a table cannot drift from the run, or the settings, it came from.
+A table stands between `<!-- study NAME -->`, `<!-- presets KIND -->`, `<!-- grpo -->`, `<!-- scaling -->` or
+`<!-- dpo -->` and `<!-- end -->`. A test compares them, so a table cannot drift from the run, or the settings, that it
+came from.
 """
 
 import importlib
@@ -18,7 +19,7 @@ from holdfast.systems.presets import PRESETS
 ROOT = Path(__file__).parent.parent
 STUDY = re.compile(r"(<!-- study (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- presets (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-SPEED = re.compile(r"(<!-- (grpo|scaling) -->\n).*?(<!-- end -->)", re.DOTALL)
+SPEED = re.compile(r"(<!-- (grpo|scaling|dpo) -->\n).*?(<!-- end -->)", re.DOTALL)
 KINDS = {"ppo": PRESETS, "grpo": GRPO_PRESETS}
 
 
@@ -119,7 +120,33 @@ def scaling() -> str:
     return markdown(columns, rows)
 
 
-SPEEDS = {"grpo": grpo, "scaling": scaling}
+def dpo() -> str:
+    """A step of DPO on both sides, case by case."""
+    rows = []
+    for entry in results("dpo").values():
+        case, found = entry["case"], entry["summary"]
+        seconds = [f"{found['seconds'][side]['step']:.2f}" for side in ("trl", "trl_in_step", "holdfast")]
+        ratios = [
+            f"**{found[name]:.2f}** ({found[f'{name}_range'][0]:.2f} to {found[f'{name}_range'][1]:.2f})"
+            for name in ("step_ratio", "whole_ratio")
+        ]
+        rows.append(
+            [
+                f"{found['parameters'] / 1e6:.1f} M",
+                f"{case['prompt']}:{case['response']}",
+                case["pairs"],
+                f"{entry['largest_difference']['loss']:.0e}",
+                *seconds,
+                *ratios,
+                f"{found['peak_ratio']:.2f}",
+            ]
+        )
+    columns = ["model", "prompt:answer", "pairs", "difference of the loss", "TRL, s", "TRL, reference in the step, s"]
+    columns += ["holdfast, s", "times as fast", "with the reference on both sides", "peak memory"]
+    return markdown(columns, rows)
+
+
+SPEEDS = {"grpo": grpo, "scaling": scaling, "dpo": dpo}
 
 
 def main() -> None:

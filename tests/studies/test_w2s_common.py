@@ -27,7 +27,7 @@ from holdfast.studies.w2s_common import (
     table_of,
     unpacked,
 )
-from holdfast.systems.transfer import Plan, Pool, Pools
+from holdfast.systems.transfer_plan import Plan, Pool, Pools
 from holdfast.training.learners import Probe
 
 TEST = 100

@@ -1,6 +1,7 @@
 """Wrong versions of `holdfast.systems.transfer` that its tests must catch."""
 
 TRANSFER, TEST = "src/holdfast/systems/transfer.py", "tests/systems/test_transfer.py"
+PLAN, REPORT = "src/holdfast/systems/transfer_plan.py", "src/holdfast/systems/transfer_report.py"
 
 MUTANTS = [
     # Who learns from what.
@@ -10,16 +11,19 @@ MUTANTS = [
     (TRANSFER, "labels.take(validation.ids)) if self.plan.select", "labels.take(pool.ids)) if self.plan.select", TEST),
     (TRANSFER, '_bootstrapped": (name, last)', '_bootstrapped": (name, labels)', TEST),
     (TRANSFER, "                if now < before:\n", "                if now > before:\n", TEST),
-    (TRANSFER, 'if kind != "weak_train"]', 'if kind != "nothing"]', TEST),
     (TRANSFER, "if shared := groups[one] & groups[other]:", "if shared := set():", TEST),
     (TRANSFER, "any(plan.pools(seed).test.ids != test.ids for seed in plan.seeds)", "False", TEST),
     (TRANSFER, "        if not file.is_file():\n            logits", "        if True:\n            logits", TEST),
-    (TRANSFER, "both[::-1] if gold[pair.id] else both", "both", TEST),
+    (PLAN, "both[::-1] if gold[pair.id] else both", "both", TEST),
     # What is reported.
-    (TRANSFER, "weak[own], p, ceiling[own]", "ceiling[own], p, weak[own]", TEST),
+    (REPORT, "weak[own], p, ceiling[own]", "ceiling[own], p, weak[own]", TEST),
     (TRANSFER, "predictor(self.pools.test.items).argmax(1)", "predictor(self.pools.test.items).argmin(1)", TEST),
     (TRANSFER, "sorted(map(int, answers))", "sorted(map(int, answers))[:-1]", TEST),
-    (TRANSFER, "sure is not None and sure < naive", "sure is not None and sure > naive", TEST),
-    (TRANSFER, 'if level[name] < recovery["weak"]["value"]:', 'if level[name] > recovery["weak"]["value"]:', TEST),
-    (TRANSFER, 'student["value"] < weak["value"]:', 'student["value"] > weak["value"]:', TEST),
+    (REPORT, "sure is not None and sure < naive", "sure is not None and sure > naive", TEST),
+    (REPORT, 'if level[name] < recovery["weak"]["value"]:', 'if level[name] > recovery["weak"]["value"]:', TEST),
+    (REPORT, 'student["value"] < weak["value"]:', 'student["value"] > weak["value"]:', TEST),
+    # Cross-fitting.
+    (TRANSFER, 'if own or kind != "weak_train"', 'if kind != "weak_train"', TEST),
+    (TRANSFER, "if stage != SUPERVISOR or pool is not self.pools.weak_train:", "if True:", TEST),
+    (TRANSFER, "[*one.items, *other.items]) if self.plan.cross_fit else one", "[]) if False else one", TEST),
 ]

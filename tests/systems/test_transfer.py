@@ -14,7 +14,9 @@ from holdfast.engine.supervised import FitSettings
 from holdfast.errors import UserError
 from holdfast.evaluate.vault import Vault
 from holdfast.preference.weak_labels import WeakLabels
-from holdfast.systems.transfer import Plan, Pool, Pools, choices, warnings, weak_to_strong
+from holdfast.systems.transfer import weak_to_strong
+from holdfast.systems.transfer_plan import Plan, Pool, Pools, choices
+from holdfast.systems.transfer_report import warnings
 from holdfast.training.learners import Probe
 from holdfast.training.transfer import TransferSettings, TransferTask
 
@@ -323,3 +325,40 @@ def found(student, weak=0.7, value=True, recall=None):
 )
 def test_what_a_reader_must_not_overlook(students, words):
     assert list(warnings({"students": students, "seeds": [], "bootstrapping_ended": [], "labels": []})) == words
+
+
+class Memory:
+    """Knows what it was told, and nothing else."""
+
+    name, pair = "memory", False
+
+    def __init__(self):
+        self.told = {}
+
+    def learn(self, items, targets, settings, *, seed, run, stage, select=None, watch=None):
+        known = dict(zip(items, targets.tolist()))
+        self.told[stage] = known
+        return lambda others: torch.tensor([known.get(one, [0.5, 0.5]) for one in others]).log().clamp(min=-20)
+
+
+def test_cross_fitting_labels_what_taught_the_supervisor_by_others(tmp_path):
+    world, weak, strong = World(), Memory(), Memory()
+    plan = world.plan(supervisor=weak, student=strong, cross_fit=3, select=False, students={"soft": settings()})
+    weak_to_strong(plan, RunFolder(tmp_path / "run", settings()))
+    lines = (tmp_path / "run" / "weak_labels" / "0" / "supervisor.jsonl").read_text().splitlines()
+    p = {row["id"]: row["p"] for row in map(json.loads, lines)}
+    taught = world.pools["weak_train"]
+    assert all(p[id] == [0.5, 0.5] for id in taught.ids), "who memorised an item did not label it"
+    folds = [set(weak.told[f"fold_{i}/0"]) for i in range(3)]
+    assert set.union(*folds) == set(taught.items)
+    assert sum(map(len, folds)) == 2 * len(taught.items), "each item taught two of three folds"
+    learned = {*taught.items, *world.pools["transfer"].items}
+    assert set(strong.told["student/soft/0"]) == set(strong.told["ceiling/0"]) == learned
+
+
+def test_without_cross_fitting_students_do_not_see_what_taught_the_supervisor(tmp_path):
+    world, weak, strong = World(), Memory(), Memory()
+    plan = world.plan(supervisor=weak, student=strong, select=False, students={"soft": settings()})
+    weak_to_strong(plan, RunFolder(tmp_path / "run", settings()))
+    assert set(strong.told["student/soft/0"]) == set(world.pools["transfer"].items)
+    assert set(weak.told) == {"supervisor/0"}

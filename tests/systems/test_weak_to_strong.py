@@ -107,6 +107,15 @@ def test_texts_with_classes(tmp_path):
     assert any("PGR: n/a" in warning for warning in report["warnings"]), "supervisor and ceiling are both perfect"
 
 
+def test_cross_fitting_gives_students_more_to_learn_from(tmp_path):
+    write_jsonl(texts(400), tmp_path / "texts.jsonl")
+    given = [*CLASSIFIER, "cross_fit=2", f"data={tmp_path / 'texts.jsonl'}"]
+    report = weak_to_strong.run(settings(*given), tmp_path / "run")["weak_to_strong"]
+    rows = read(tmp_path / "run" / "weak_labels" / "0" / "supervisor.jsonl")
+    counts = report["items"]
+    assert len(rows) == counts["weak_train"] + counts["transfer"] + counts["validation"] + counts["test"]
+
+
 def test_no_group_stands_in_two_splits(tmp_path):
     write_jsonl(texts(400), tmp_path / "texts.jsonl")
     chosen = settings(*CLASSIFIER, f"data={tmp_path / 'texts.jsonl'}")
@@ -218,6 +227,7 @@ def test_an_unknown_class_is_named(tmp_path):
         (["losses={hard: {kind: hard}}"], "losses needs the naive student"),
         (["losses={soft: {fit: {epochs: 9}}}"], "losses share `fit`"),
         (["seeds=[1, 1]"], "a seed stands twice"),
+        (["cross_fit=1"], "cross_fit needs two folds or more"),
         (["sft={epochs: 1}"], "sft belongs to a learner"),
         (["unsafe=rude"], "unsafe names a class of texts"),
         (["student={kind: words, hidden: 3}"], "hidden has no effect on kind=words"),

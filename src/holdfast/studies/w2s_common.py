@@ -25,7 +25,9 @@ from holdfast.stats.estimate import Estimate
 from holdfast.stats.recovery import Recovery, recovered
 from holdfast.studies.common import criterion, interval, markdown
 from holdfast.studies.ppo_max import side_by_side
-from holdfast.systems.transfer import Plan, one_seed, reported
+from holdfast.systems.transfer import one_seed
+from holdfast.systems.transfer_plan import Plan
+from holdfast.systems.transfer_report import reported
 from holdfast.training.transfer import TransferSettings
 
 SOURCE = "Weak-to-strong generalization, arXiv 2312.09390"

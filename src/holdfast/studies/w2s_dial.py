@@ -37,7 +37,8 @@ from holdfast.engine.supervised import FitSettings
 from holdfast.evaluate.vault import Vault
 from holdfast.studies.common import criterion, findings, markdown
 from holdfast.studies.ppo_max import side_by_side
-from holdfast.systems.transfer import Plan, Pool, Pools, weak_to_strong
+from holdfast.systems.transfer import weak_to_strong
+from holdfast.systems.transfer_plan import Plan, Pool, Pools
 from holdfast.training.learners import Probe
 from holdfast.training.transfer import TransferSettings
 

@@ -71,7 +71,7 @@ from holdfast.studies.w2s_common import (
     recovers,
     table_of,
 )
-from holdfast.systems.transfer import Plan, Pool, Pools
+from holdfast.systems.transfer_plan import Plan, Pool, Pools
 from holdfast.training.learners import BagOfWords, Finetuned, Learner, Probe
 from holdfast.training.sft import SftTask, imitation_rows
 from holdfast.training.transfer import TransferSettings

@@ -72,7 +72,7 @@ from holdfast.studies.w2s_common import (
     surer,
     table_of,
 )
-from holdfast.systems.transfer import Plan, Pool, Pools
+from holdfast.systems.transfer_plan import Plan, Pool, Pools
 from holdfast.training.learners import BagOfWords, Probe
 from holdfast.training.transfer import TransferSettings
 

@@ -6,11 +6,10 @@ judged on the same test items, through a vault that is locked while a student le
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,118 +17,17 @@ from torch import Tensor
 
 from holdfast.config import fingerprint
 from holdfast.data.halves import hash_of
-from holdfast.data.schema import Pair
 from holdfast.data.split import share_of
 from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
-from holdfast.evaluate.vault import Vault
-from holdfast.preference.weak_labels import WIDE, Calibration, Kind, Method, WeakLabels, calibrate, sha256_of
-from holdfast.stats.agreement import stopping
+from holdfast.preference.weak_labels import WIDE, Calibration, Kind, WeakLabels, calibrate, cross_fitted, sha256_of
+from holdfast.systems.transfer_plan import Curve, Outcome, Plan, Pool, Pools
+from holdfast.systems.transfer_report import reported
 from holdfast.training.learners import Learner, Predictor, Select, Watch
 from holdfast.training.transfer import TransferSettings
 
-CURVE = "curve.safetensors"
+CURVE, SUPERVISOR = "curve.safetensors", "supervisor"
 AS_IS = Calibration()
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Items of one split, with their ids."""
-
-    ids: tuple[str, ...] = ()
-    items: Sequence[Any] = ()
-
-    def take(self, places: Sequence[int]) -> "Pool":
-        """The items at these places."""
-        return Pool(tuple(self.ids[i] for i in places), [self.items[i] for i in places])
-
-
-@dataclass(frozen=True)
-class Pools:
-    """What a seed learns from and is judged on; no group stands in two of them.
-
-    fresh: what each intermediate learner learns from. audit: a few items on whose gold labels an intermediate learner
-    must not fall below its own supervisor.
-    """
-
-    weak_train: Pool
-    transfer: Pool
-    validation: Pool
-    test: Pool
-    fresh: tuple[Pool, ...] = ()
-    audit: Pool = Pool()
-
-    def named(self) -> dict[str, Pool]:
-        """All pools by name, without the empty ones."""
-        fresh = {f"fresh {i}": pool for i, pool in enumerate(self.fresh, start=1)}
-        single = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "fresh"}
-        return {name: pool for name, pool in (single | fresh).items() if pool.ids}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Who learns what.
-
-    pools: those of a seed; the test items are the same for all seeds. supervised, ceiling: how the models on gold
-    labels learn; students: how each student does, by the name of its loss, the naive one being `soft`. select: choose
-    each student's epoch by its agreement with the weak labels of `validation` (the ceiling's by gold ones). calibrate:
-    share of the groups of `weak_train` that choose the supervisor's epoch and temperature instead of teaching it.
-    intermediate: learners between supervisor and student, with their settings. unsafe: a class whose recall counts.
-    facts: said in the report as they are. keep: saves the first seed's supervisor and students for others to use.
-    """
-
-    pools: Callable[[int], Pools]
-    vault: Vault
-    supervisor: Learner
-    student: Learner
-    supervised: TransferSettings
-    ceiling: TransferSettings
-    students: Mapping[str, TransferSettings]
-    seeds: tuple[int, ...] = (0,)
-    select: bool = True
-    calibrate: float = 0.0
-    calibration: Method = "temperature"
-    intermediate: tuple[tuple[Learner, TransferSettings], ...] = ()
-    unsafe: int | None = None
-    data_sha256: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    keep: Callable[[str, Learner, Predictor], object] = lambda name, learner, found: None
-
-
-class Curve(NamedTuple):
-    """Answers (E, N) to the test items after every epoch, and its agreement with held-out weak labels, if looked at."""
-
-    answers: Tensor
-    agreed: list[float]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What the models of one seed say of the test items, as probabilities (N, K).
-
-    ended: why bootstrapping went no further; empty when it did.
-    """
-
-    weak: Tensor
-    ceiling: Tensor
-    students: dict[str, Tensor]
-    curves: dict[str, Curve | None]
-    labels: WeakLabels
-    ended: str = ""
-
-
-def choices(pairs: Sequence[Pair], salt: str) -> tuple[Pool, dict[str, int]]:
-    """Pairs as items of two answered conversations in an order drawn by id, and the gold class of each: 1, the second.
-
-    An order that followed the labels would give them away; one row holds both sides, so that none is lost alone.
-    """
-    items, gold = [], {}
-    for pair in pairs:
-        prompt = pair.prompt.model_copy(update={"id": pair.id})
-        both = (prompt.answer(pair.chosen), prompt.answer(pair.rejected))
-        gold[pair.id] = int(share_of(f"{salt}/order/{pair.id}") < 0.5)
-        items.append(both[::-1] if gold[pair.id] else both)
-    return Pool(tuple(gold), items), gold
 
 
 def weak_to_strong(plan: Plan, run: RunFolder) -> dict[str, Any]:
@@ -153,7 +51,7 @@ def one_seed(plan: Plan, seed: int, run: RunFolder) -> Outcome:
     bench.check()
     supervisor, calibration = bench.supervisor()
     bench.save("supervisor", plan.supervisor, supervisor)
-    labels = bench.labelled("supervisor", plan.supervisor, supervisor, calibration)
+    labels = bench.labelled(SUPERVISOR, plan.supervisor, supervisor, calibration)
     ceiling = bench.ceiling()
     bench.keep("supervisor", labels.take(bench.pools.test.ids))
     bench.keep("ceiling", ceiling)
@@ -210,14 +108,15 @@ class _Bench:
     ) -> WeakLabels:
         """What `predictor` says of all it did not learn from, written as a table; a table that stands is read."""
         plan = self.plan
-        pools = [pool for kind, pool in self.pools.named().items() if kind != "weak_train"]
+        own = plan.cross_fit > 0
+        pools = [pool for kind, pool in self.pools.named().items() if own or kind != "weak_train"]
         file = self.run.path / "weak_labels" / str(self.seed) / f"{stage}.jsonl"
         stamp = {
             "data_sha256": plan.data_sha256 or sha256_of(id for pool in pools for id in pool.ids),
             "split_sha256": sha256_of(f"{kind} {hash_of(pool.ids)}" for kind, pool in self.pools.named().items()),
         }
         if not file.is_file():
-            logits = torch.cat([predictor(pool.items) for pool in pools])
+            logits = torch.cat([self._asked(stage, predictor, pool) for pool in pools])
             ids = tuple(id for pool in pools for id in pool.ids)
             kind: Kind = "margin" if learner.pair else "soft"
             origin = fingerprint(plan.supervised)
@@ -227,12 +126,30 @@ class _Bench:
             self.run.processes.barrier()
         return WeakLabels.read(file, **stamp)
 
+    def _asked(self, stage: str, predictor: Predictor, pool: Pool) -> Tensor:
+        """Logits (N, K) of a pool; where the supervisor has learned it, each item's by one that saw not its group."""
+        plan = self.plan
+        if stage != SUPERVISOR or pool is not self.pools.weak_train:
+            return predictor(pool.items)
+
+        def learn(items: list[Any], targets: Tensor, fold: int) -> Predictor:
+            return self._learn(plan.supervisor, Pool(items=items), targets, plan.supervised, f"fold_{fold}", None)
+
+        gold, groups = plan.vault.release(pool.ids, SUPERVISOR), plan.vault.groups(pool.ids)
+        return cross_fitted(learn, pool.items, gold, groups, plan.cross_fit, self.seed)
+
+    @property
+    def lesson(self) -> Pool:
+        """What students and ceiling learn: `transfer`, and with cross-fitting what taught the supervisor as well."""
+        one, other = self.pools.transfer, self.pools.weak_train
+        return Pool(one.ids + other.ids, [*one.items, *other.items]) if self.plan.cross_fit else one
+
     def ceiling(self) -> Tensor:
         """Test probabilities (N, K) of the student's model after it learned the gold labels of the same items."""
-        plan, pools = self.plan, self.pools
-        gold = plan.vault.release(pools.transfer.ids, "ceiling")
+        plan, pools, lesson = self.plan, self.pools, self.lesson
+        gold = plan.vault.release(lesson.ids, "ceiling")
         select = (pools.validation.items, plan.vault.release(pools.validation.ids, "ceiling")) if plan.select else None
-        found = self._learn(plan.student, pools.transfer, gold, plan.ceiling, "ceiling", select)
+        found = self._learn(plan.student, lesson, gold, plan.ceiling, "ceiling", select)
         return found(pools.test.items).softmax(-1)
 
     def student(self, name: str, settings: TransferSettings, labels: WeakLabels) -> tuple[Tensor, Curve | None]:
@@ -244,7 +161,7 @@ class _Bench:
             if self.run.processes.is_main:
                 _note(folder / CURVE, epoch, predictor(self.pools.test.items).argmax(1))
 
-        found = self._taught(self.plan.student, self.pools.transfer, settings, labels, stage, watch)
+        found = self._taught(self.plan.student, self.lesson, settings, labels, stage, watch)
         self.run.processes.barrier()
         self.save(f"student_{name}", self.plan.student, found)
         return found(self.pools.test.items).softmax(-1), _curve(folder)
@@ -326,75 +243,3 @@ def _curve(folder: Path) -> Curve | None:
     selection = folder / "selection.json"
     agreed = json.loads(selection.read_text(encoding="utf-8"))["agreement"] if selection.is_file() else []
     return Curve(torch.stack([answers[str(epoch)] for epoch in sorted(map(int, answers))]), agreed)
-
-
-def reported(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """What came of all seeds, judged by the vault, as plain JSON."""
-    vault, pools = plan.vault, plan.pools(plan.seeds[0])
-    weak, ceiling = (torch.stack([getattr(one, name) for one in outcomes]) for name in ("weak", "ceiling"))
-    students: dict[str, Any] = {}
-    # A chain of learners may have ended in some seeds and not in others; a student is judged in those it exists in.
-    for name in dict.fromkeys(name for one in outcomes for name in one.students):
-        own = [i for i, one in enumerate(outcomes) if name in one.students]
-        p = torch.stack([outcomes[i].students[name] for i in own])
-        found = vault.examine(pools.test.ids, weak[own], p, ceiling[own], unsafe=plan.unsafe)
-        stops = [_stopping(vault, pools.test.ids, outcomes[i].curves[name]) for i in own]
-        students[name] = found | {"seeds": [plan.seeds[i] for i in own], "stopping": stops}
-    per_seed = {
-        kind: [vault.accuracy(pools.test.ids, one).value for one in table]
-        for kind, table in (("supervisor", weak), ("ceiling", ceiling))
-    }
-    report = {
-        "items": {name: len(pool.ids) for name, pool in pools.named().items()},
-        "seeds": list(plan.seeds),
-        "learners": {"supervisor": plan.supervisor.name, "student": plan.student.name},
-        "accuracy": per_seed,
-        "labels": [_labels(one.labels, pools.transfer.ids) for one in outcomes],
-        "students": students,
-        "bootstrapping_ended": [one.ended for one in outcomes],
-        "facts": dict(plan.facts),
-    }
-    return report | {"warnings": list(warnings(report)), "vault": dict(vault.reads)}
-
-
-def _labels(labels: WeakLabels, ids: Sequence[str]) -> dict[str, Any]:
-    """What weak labels are like: their calibration, and mean and spread of each class, or of the surest of many."""
-    p = labels.take(ids)
-    shown = p if p.shape[1] <= 16 else p.amax(1, keepdim=True)
-    spread = {"mean": shown.mean(0).tolist(), "sd": shown.std(0, correction=0).tolist()}
-    return {"supervisor": labels.supervisor, "calibration": asdict(labels.calibration), **spread}
-
-
-def _stopping(vault: Vault, ids: Sequence[str], curve: Curve | None) -> dict[str, Any] | None:
-    """Accuracy by epoch, and what another choice of the epoch would have given; without selection the last is taken."""
-    if curve is None:
-        return None
-    gold = vault.curve(ids, curve.answers)
-    chosen = curve.agreed or list(range(len(gold)))
-    found = stopping(gold, chosen)
-    return {"gold": gold, "weak": curve.agreed, **asdict(found), "gap": found.gap}
-
-
-def warnings(report: Mapping[str, Any]) -> Iterator[str]:
-    """What a reader must not overlook, in words."""
-    students = report["students"]
-    level = {name: found["recovery"]["student"]["value"] for name, found in students.items()}
-    for name, found in students.items():
-        recovery = found["recovery"]
-        if recovery["value"] is None:
-            yield f"{name}: PGR: n/a ({recovery['reason']})"
-        if level[name] < recovery["weak"]["value"]:
-            yield f"{name}: student below supervisor, {level[name]:.3f} against {recovery['weak']['value']:.3f}"
-        if recall := found.get("recall"):
-            student, weak = recall["student"], recall["weak"]
-            if student and weak and level[name] > recovery["weak"]["value"] and student["value"] < weak["value"]:
-                yield f"{name}: more accurate than its supervisor, and its recall at 5 % false positives is lower"
-    for ending in ("", "_bootstrapped"):
-        naive, sure = level.get(f"soft{ending}"), level.get(f"logconf{ending}")
-        if naive is not None and sure is not None and sure < naive:
-            yield f"confidence loss below naive{ending.replace('_', ', ')}: {sure:.3f} against {naive:.3f}"
-    for seed, ended, labels in zip(report["seeds"], report["bootstrapping_ended"], report["labels"]):
-        if note := labels["calibration"]["note"]:
-            yield f"seed {seed}: labels are not calibrated, {note}"
-        if ended:
-            yield f"seed {seed}: bootstrapping ended, {ended}"

@@ -46,7 +46,8 @@ from holdfast.errors import UserError
 from holdfast.evaluate.vault import Vault
 from holdfast.pocket import world
 from holdfast.systems import reading, stages
-from holdfast.systems.transfer import Plan, Pool, Pools, weak_to_strong
+from holdfast.systems.transfer import weak_to_strong
+from holdfast.systems.transfer_plan import Plan, Pool, Pools
 from holdfast.systems.weak_learners import LearnerSettings, Workshop, learning
 from holdfast.training.transfer import TransferSettings
 
@@ -113,6 +114,9 @@ class WeakToStrong(stages.RunSettings):
     """Gold rows that the supervisor learns, drawn anew with every seed; null takes the whole split."""
     calibrate: float = Field(0.2, ge=0, lt=0.9)
     """Share of the supervisor's rows that set the temperature of its labels and choose its epoch."""
+    cross_fit: int = Field(0, ge=0)
+    """Label the supervisor's own rows too, each by a supervisor that learned the other folds, so that students and
+    ceiling learn them as well; 0 leaves them out."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Seeds of supervisors, batches and heads."""
     unsafe: str = ""
@@ -139,6 +143,8 @@ class WeakToStrong(stages.RunSettings):
             )
         if self.unsafe and self.task != "classifier":
             raise ValueError(f"unsafe names a class of texts, and task={self.task} has none; leave it out")
+        if self.cross_fit == 1:
+            raise ValueError("cross_fit needs two folds or more, or 0 for none")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"a seed stands twice in {list(self.seeds)}")
         return self
@@ -273,6 +279,7 @@ def planned(
         students={name: learning(fit, one) for name, one in settings.losses.items()},
         seeds=tuple(settings.seed + seed for seed in settings.seeds),
         calibrate=settings.calibrate,
+        cross_fit=settings.cross_fit,
         intermediate=tuple(
             (learner(f"intermediate_{i}"), learning(fit, settings.losses["soft"]))
             for i in range(1, len(settings.intermediate) + 1)
