@@ -63,14 +63,15 @@ def tranche(file):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """120 rows of which the first of each file is in the development set; answers with `dig` are liked."""
+    """120 rows: answers with `dig` are liked, a fifth of the pairs has equal rewards, and the first row of each file is
+    in the development set."""
     place, source = tmp_path_factory.mktemp("shared") / "data" / "hh", np.random.default_rng(0)
     place.mkdir(parents=True)
     for file in FILES:
         made = []
         for line in range(1, 41):
-            said = [" ".join(source.choice(WORDS, size=6)) for _ in range(2)]
-            logits = [said[i].split().count("dig") - 1 + 0.1 * i for i in range(2)]
+            said = [" ".join(source.choice(WORDS, size=source.integers(2, 12))) for _ in range(2)]
+            logits = [said[i].split().count("dig") - 1 + 0.1 * i for i in range(2)] if line % 5 else [0.0, 0.0]
             asked = " ".join(source.choice(WORDS, size=25))
             made.append(row(tranche(file), line, said, logits, asked))
         write(place, file, made)
@@ -139,6 +140,7 @@ def test_what_a_policy_prefers_is_what_a_slow_loop_says(shared, bench, tmp_path)
     policy = prepare(SMALL.model_copy(update={"sft_steps": 2}), shared, 5, RunFolder(tmp_path / "run")).start.policy
     found = prefers(policy, bench)
     judged = [one for one in shared.held_out if one.rewards[0] != one.rewards[1]]
+    assert len(judged) < len(shared.held_out)
     expected = []
     for one in judged:
         leads = []

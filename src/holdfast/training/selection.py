@@ -51,7 +51,7 @@ def reward_of(scores: Mapping[str, Tensor], terms: Mapping[str, RewardTerm]) -> 
 
     >>> scores = {"help": torch.tensor([1.0, 0.5]), "length": torch.tensor([10.0, 2.0])}
     >>> reward_of(scores, {"help": RewardTerm(), "length": RewardTerm(weight=-0.01)})
-    tensor([0.9000, 0.4800])
+    tensor([0.9000, 0.4800], dtype=torch.float64)
     """
     if not terms or all(term.weight == 0 for term in terms.values()):
         raise UserError("no score has a weight, so every answer would be worth the same; give `rewards`")
