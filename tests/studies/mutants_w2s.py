@@ -16,7 +16,6 @@ MUTANTS = [
     (COMMON, "holds = found.value.value > least", "holds = found.value.low > least", COMMON_TEST),
     (COMMON, '"holds": found.value > least', '"holds": found.low > least', COMMON_TEST),
     (COMMON, 'alternative="greater"', 'alternative="two-sided"', COMMON_TEST),
-    (COMMON, 'return found | {"holds": False}', "return found", COMMON_TEST),
     (COMMON, "np.round(values - others, 9)", "values - others", COMMON_TEST),
     (COMMON, 'line.startswith("soft: PGR: n/a")', '"n/a" in line', COMMON_TEST),
     (TEXT, r"@\w+:?|", "", TEXT_TEST),

@@ -130,10 +130,12 @@ def test_a_seed_draws_its_parts_by_group_and_keeps_the_exam():
 
 
 def test_the_spectrum_is_learned_without_the_exam_and_read_when_it_is_there(tmp_path):
+    (tmp_path / "other").mkdir()
     words = ["owl owl owl", "cat dog", "dog cow", "cow cat cat", "pig dog"]
     found = spectrum(tmp_path, words, 1, 3)
     assert found.shape == (5, 3)
     assert np.abs(found[0]).max() == 0
+    np.testing.assert_array_equal(spectrum(tmp_path / "other", ["cat dog", *words[1:]], 1, 3)[1:], found[1:])
     assert np.abs(found[1:]).max(1).min() > 0.1
     (file,) = tmp_path.glob("lsa-*.npz")
     np.savez(file, values=found + 1)

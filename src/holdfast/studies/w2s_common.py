@@ -185,7 +185,7 @@ def surer(name: str, runs: Runs, better: str, other: str, level: float = 0.01) -
     found = more(name, values, others)
     gains = np.round(values - others, 9)  # what is equal on paper must not be ranked by its last bit
     if found["value"] is None or not gains.any():
-        return found | {"holds": False}
+        return found
     every_sign = PermutationMethod(2 ** min(len(gains), 16))
     p = float(wilcoxon(gains, alternative="greater", method=every_sign).pvalue)
     return found | {"holds": p < level, "method": f"p = {p:.4f}, signed ranks", "needed": f"p < {level}"}
