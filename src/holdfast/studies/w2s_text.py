@@ -21,8 +21,8 @@ which the one is kept that agrees best with the labels of 200 more: weak ones, g
 
 Settings are those of that prototype, which ran on its own seeds 0-9: supervisor .814, naive .853 (PGR .43), hard .873
 (.65), logconf .884 (.77), weak prior .878 (.70), product .886 (.79), adaptconf .876 (.68), ceiling .906; agreement on
-mistakes .40 for naive and .32 for logconf; control: supervisor .789, naive .739, logconf .674, ceiling .818. Seed 99
-served to try this program; seeds 10-19 were never run before. Criteria, written down before that:
+mistakes .40 for naive and .32 for logconf; control: supervisor .789, naive .739, logconf .674, ceiling .818. Of this
+program only the quick form was run before, on seed 99; seeds 10-19 never were. Criteria, written down before that:
 
 * naive_above: naive students are right more often than their supervisor in at least 9 of 10 seeds,
 * naive_recovers: and their PGR, the ratio of means over seeds, is above .2;
