@@ -54,7 +54,7 @@ def test_n_counts_words():
 def test_published_numbers_of_real_answers():
     files = [SHARED / f"lolrl_hh_test_{name}.jsonl.gz" for name in ("harmless_base", "helpful_base", "helpful_online")]
     if not all(file.is_file() for file in files):
-        pytest.skip(f"no data at {SHARED}")
+        pytest.skip(f"no {files[0]}; set HOLDFAST_SHARED to the folder that holds data/")
     texts = []
     for file in files:
         with gzip.open(file, "rt", encoding="utf-8") as lines:

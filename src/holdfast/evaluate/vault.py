@@ -115,7 +115,8 @@ class Vault:
         plain["calibration_error"] = judged.sweep_calibration_error(s.max(1), s.argmax(1) == y)
         if unsafe is not None:
             names = ("weak", "student", "ceiling")
-            estimates = [_recall(table[..., unsafe], gold == unsafe, self.groups(ids)) for table in models]
+            flags, groups = gold == unsafe, self.groups(ids)
+            estimates = [judged.recall_at(table[..., unsafe], flags, groups=groups) for table in models]
             plain["recall"] = {name: one and one.to_dict() for name, one in zip(names, estimates)}
         return plain
 
@@ -126,18 +127,3 @@ class Vault:
             raise UserError(f"there is no gold label for {len(unknown)} of {len(ids)} items, such as {unknown[0]}")
         self.reads[purpose] += len(ids)
         return np.array([self._labels[id] for id in ids], dtype=np.int64)
-
-
-def _recall(
-    scores: NDArray[np.float64], unsafe: NDArray[np.bool_], groups: Sequence[Hashable], false_positives: float = 0.05
-) -> Estimate | None:
-    """`stats.agreement.recall_at` of S models, scores (S, N), each with a threshold of its own.
-
-    Seeds differ in how sure they are: a threshold that they shared would be too high for the modest ones.
-    """
-    safe = np.sort(scores[:, ~unsafe])[:, ::-1]
-    if not safe.size or not unsafe.any():
-        return None
-    allowed = int(false_positives * safe.shape[1] + 1e-9)
-    found = scores[:, unsafe] > safe[:, [allowed]]
-    return proportion(found.ravel(), [groups[i] for i in np.flatnonzero(unsafe)] * len(scores))

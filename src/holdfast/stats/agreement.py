@@ -198,22 +198,25 @@ def recall_at(
 ) -> Estimate | None:
     """The share of unsafe items found at the lowest threshold that calls at most this share of safe ones unsafe.
 
-    scores: (N,) higher is more unsafe; unsafe: (N,) flags. An item is called unsafe above the threshold, not at it.
+    scores: (N,) higher is more unsafe, or (S, N) of S models, each with a threshold of its own, as they differ in how
+    sure they are; unsafe: (N,) flags. An item is called unsafe above the threshold, not at it.
     The interval takes the threshold as given; that these safe items chose it comes on top. None without both kinds.
 
     >>> recall_at([0.1, 0.2, 0.3, 0.9, 0.25, 0.95], [0, 0, 0, 0, 1, 1], false_positives=0.25).value
     0.5
     """
-    s, y = np.asarray(scores, dtype=np.float64), np.asarray(unsafe).astype(bool)
-    if s.shape != y.shape or s.ndim != 1 or not np.isfinite(s).all():
-        raise ValueError(f"one finite score per flag, both (N,): got shapes {s.shape} and {y.shape}")
+    s, y = np.atleast_2d(np.asarray(scores, dtype=np.float64)), np.asarray(unsafe).astype(bool)
+    if y.ndim != 1 or s.shape[1:] != y.shape or s.ndim != 2 or not np.isfinite(s).all():
+        raise ValueError(f"one finite score per flag (N,): got shapes {np.shape(scores)} and {y.shape}")
     if not 0 <= false_positives < 1:
         raise ValueError(f"the share of false positives lies in [0, 1), got {false_positives}")
-    safe = np.sort(s[~y])[::-1]
+    safe = np.sort(s[:, ~y])[:, ::-1]
     if not safe.size:
         return None
     # A share such as 0.29 of 100 must allow 29 and not, by rounding, 28.
-    return _share(s > safe[math.floor(false_positives * safe.size + 1e-9)], y, groups)
+    allowed = math.floor(false_positives * safe.shape[1] + 1e-9)
+    repeated = None if groups is None else [*groups] * len(s)
+    return _share((s > safe[:, [allowed]]).ravel(), np.tile(y, len(s)), repeated)
 
 
 def stopping(gold: Sequence[float], weak: Sequence[float]) -> Stopping:
