@@ -8,20 +8,15 @@ the reference read before training, as ours always is, and with the reference re
 """
 
 import argparse
-import json
-import os
 import statistics
-import subprocess
-import sys
-import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import turns
 from dpo_sides import Case
-from grpo_turns import Book, say
 from grpo_world import SIZES
+from turns import Book, Match, Run, counts, larger, measured
 
 TARGET = 1.5
 """By how much a step shall be faster where a prompt has twice the tokens of an answer or more."""
@@ -48,16 +43,13 @@ def arguments() -> argparse.Namespace:
         "--spread", nargs="+", type=float, default=[0.0, 0.5],
         help="share of its mean by which a length differs at most (default 0 and 0.5)",
     )  # fmt: skip
-    for name, value, text in (
+    own = (
         ("pairs", 8, "pairs of a step"),
         ("steps", 4, "timed steps of a process, after one that is not"),
-        ("repeats", 5, "how often the sides take turns"),
         ("threads", 2, "threads of torch"),
         ("micro-tokens", 16384, "tokens in one pass of ours"),
-        ("rows", -1, "pairs in one pass of TRL; -1 tries some, keeps the fastest; 0 is all of them"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
-    parser.add_argument("--out", type=Path, help="keep results there, and go on with those that are there")
+    )
+    counts(parser, own, "pairs")
     return parser.parse_args()
 
 
@@ -81,70 +73,38 @@ def cases(given: argparse.Namespace) -> dict[str, Case]:
     return found
 
 
-def spawn(run: str, case: Case, moved: Path | None = None) -> dict[str, Any]:
+def spawn(run: str, case: Case, moved: Path | None = None) -> Run:
     """Return what one of `RUNS` measures in a process of its own."""
     side, how = RUNS[run]
-    script = Path(__file__).with_name("dpo_sides.py")
-    words = [side, json.dumps(asdict(replace(case, **how))), *([str(moved)] if moved else [])]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TQDM_DISABLE": "1"}
-    done = subprocess.run([sys.executable, str(script), *words], capture_output=True, text=True, env=environment)
-    if done.returncode:
-        raise SystemExit(f"{run} failed on {case}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return measured("dpo_sides.py", side, replace(case, **how), moved)
 
 
-def differences(case: Case) -> dict[str, float]:
-    """Return how far apart the sides are after steps on the same pairs; end when they learn different things."""
-    small = replace(case, pairs=min(case.pairs, 4), steps=1, spread=0.5)
-    with tempfile.TemporaryDirectory() as folder:
-        files = {run: Path(folder) / f"{run}.pt" for run in RUNS}
-        rows = {run: spawn(run, small, file)["rows"] for run, file in files.items()}
-        moved = {run: torch.load(file, weights_only=True) for run, file in files.items()}
-    found = dict.fromkeys(LIMITS, 0.0)
-    for other in ("trl", "trl_in_step"):
-        for mine, theirs in zip(rows["holdfast"], rows[other], strict=True):
-            apart = {name: abs(mine[name] - theirs[name]) for name in ("loss", "lead", "grad_norm")}
-            apart["grad_norm"] /= theirs["grad_norm"]
-            found |= {name: max(found[name], value) for name, value in apart.items()}
-        weights = float((moved["holdfast"] - moved[other]).norm() / moved[other].norm())
-        found["moved"] = max(found["moved"], weights)
-    if wrong := [name for name, limit in LIMITS.items() if not found[name] <= limit]:
-        raise SystemExit(
-            f"the two sides learn different things ({', '.join(wrong)}), so there is nothing to time: "
-            f"apart {found}, {rows}"
-        )
-    return found
+def match() -> Match:
+    """Return who is compared, and how."""
+    return Match(tuple(RUNS), spawn, apart, LIMITS, small, choices, step, summary)
 
 
 def contest(book: Book, name: str, case: Case, repeats: int, rows: int) -> dict[str, Any]:
-    """Compare the sides on a case and return its entry of the book; what the book knows already is not done again.
-
-    rows: as in `Case`, of TRL; -1 tries some and keeps the fastest.
-    """
-    told = {key: value for key, value in asdict(case).items() if key not in ("seed", "rows", "precompute")}
-    entry = book.entry(name, told)
-    if "largest_difference" not in entry:
-        entry["largest_difference"] = differences(case)
-        say(name, f"the sides agree: {entry['largest_difference']}")
-        book.save()
-    if "trl_rows" not in entry:
-        tries = choices(case) if rows < 0 else []
-        tried = {one: step(spawn("trl", replace(case, rows=one, steps=2))) for one in tries}
-        entry["trl_rows"] = {"used": min(tried, key=lambda one: tried[one], default=rows), "seconds_tried": tried}
-        say(name, f"pairs in a pass of TRL: {entry['trl_rows']}")
-        book.save()
-    runs = entry.setdefault("runs", {run: [] for run in RUNS})
-    for turn in range(min(map(len, runs.values())), repeats):
-        # The side that begins changes, so that a machine that slows down favours neither.
-        for run in list(RUNS)[:: -1 if turn % 2 else 1]:
-            if len(runs[run]) <= turn:
-                runs[run].append(spawn(run, replace(case, seed=turn, rows=entry["trl_rows"]["used"])))
-        entry["summary"] = summary(case, runs)
-        say(name, f"turn {turn + 1} of {repeats}: {entry['summary']['step_ratio']:.2f} times as fast")
-        book.save()
-    entry["summary"] = summary(case, runs) | judged(case, summary(case, runs))
+    """Compare the sides on a case, as `turns.contest` says, and tell whether its target is met."""
+    entry = turns.contest(match(), book, name, case, repeats, rows)
+    entry["summary"] |= judged(case, entry["summary"])
     book.save()
     return entry
+
+
+def small(case: Case) -> Case:
+    """Return the case with a step of few pairs of unequal lengths, enough to tell whether the sides agree."""
+    return replace(case, pairs=min(case.pairs, 4), steps=1, spread=0.5)
+
+
+def apart(mine: Run, theirs: Run) -> dict[str, float]:
+    """Return the largest difference over the steps: of the norm of the gradient relative, of the others absolute."""
+    found = dict.fromkeys(("loss", "lead", "grad_norm"), 0.0)
+    for one, other in zip(mine["rows"], theirs["rows"], strict=True):
+        scale = {"grad_norm": other["grad_norm"]}
+        gaps = {name: abs(one[name] - other[name]) / scale.get(name, 1) for name in found}
+        found = {name: larger(most, gaps[name]) for name, most in found.items()}
+    return found
 
 
 def choices(case: Case) -> list[int]:
@@ -152,25 +112,25 @@ def choices(case: Case) -> list[int]:
     return sorted({max(case.pairs // parts, 1) for parts in (1, 2, 4) if case.pairs % max(case.pairs // parts, 1) == 0})
 
 
-def step(run: dict[str, Any]) -> float:
+def step(run: Run) -> float:
     """Return the mean seconds of the timed steps of a run."""
     return statistics.mean(run["seconds"])
 
 
-def whole(run: dict[str, Any]) -> float:
+def whole(run: Run) -> float:
     """Return the mean seconds of a step with those that the reference took for its pairs."""
     return step(run) + run["reference"]
 
 
-def summary(case: Case, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def summary(case: Case, runs: dict[str, list[Run]]) -> dict[str, Any]:
     """Return medians over the turns: seconds, tokens per second, and the ratios of time and memory.
 
     `step_ratio` leaves reading the reference out on both sides, which both do before training; `whole_ratio` counts it
     on both, for TRL in whichever of its two ways is faster.
     """
-    turns = list(zip(runs["holdfast"], runs["trl"], runs["trl_in_step"]))
-    steps = [step(theirs) / step(mine) for mine, theirs, _ in turns]
-    wholes = [min(whole(theirs), whole(slow)) / whole(mine) for mine, theirs, slow in turns]
+    rounds = list(zip(runs["holdfast"], runs["trl"], runs["trl_in_step"]))
+    steps = [step(theirs) / step(mine) for mine, theirs, _ in rounds]
+    wholes = [min(whole(theirs), whole(slow)) / whole(mine) for mine, theirs, slow in rounds]
     seconds = {
         run: {
             "step": statistics.median(map(step, runs[run])),
@@ -184,7 +144,7 @@ def summary(case: Case, runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]
         "whole_ratio": statistics.median(wholes),
         "whole_ratio_range": [min(wholes), max(wholes)],
         "peak_ratio": statistics.median(
-            mine["peak_mb"] / min(theirs["peak_mb"], slow["peak_mb"]) for mine, theirs, slow in turns
+            mine["peak_mb"] / min(theirs["peak_mb"], slow["peak_mb"]) for mine, theirs, slow in rounds
         ),
         "seconds": seconds,
         "tokens_per_second": {run: case.tokens / seconds[run]["step"] for run in ("holdfast", "trl")},

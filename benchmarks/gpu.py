@@ -9,12 +9,12 @@ optimiser alike on both sides). Both sample with transformers; where vLLM is ins
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from grpo_turns import Book, contest, installed
+from grpo_turns import contest
 from grpo_world import SIZES, Case
+from turns import Book, counts, installed
 
 # Dense peaks that NVIDIA gives, in TFLOP/s. Float32 is that of ordinary units: torch rounds to TF32 only when told to.
 PEAKS = {"H100": {"bfloat16": 989.0, "float32": 67.0}, "H200": {"bfloat16": 989.0, "float32": 67.0}}
@@ -29,18 +29,15 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--setting", nargs="+", default=settings, help="tokens of prompt:answer (default all three)")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "bfloat16"), default=["bfloat16", "float32"])
     parser.add_argument("--answers", nargs="+", choices=("full", "ends"), default=["full"], help="as in grpo.py")
-    for name, value, text in (
+    own = (
         ("group", 8, "answers to a prompt"),
         ("prompts", 32, "prompts of a step"),
         ("steps", 3, "timed steps of a process, after one that is not"),
-        ("repeats", 5, "how often the sides take turns"),
-        ("rows", -1, "answers in one pass of TRL; -1 tries some, keeps the fastest; 0 is all of them"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
+    )
+    counts(parser, own, "answers")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a model, lengths and a batch that any machine can run")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the device, where this script does not know them")
-    parser.add_argument("--out", type=Path, help="keep results there, and go on with those that are there")
     given = parser.parse_args()
     if given.tiny:
         given.size, given.setting, given.prompts, given.group, given.steps = ["tiny"], ["24:8"], 2, 4, 1

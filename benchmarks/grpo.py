@@ -9,11 +9,11 @@ processes of their own. What is in the file of --out is kept and gone on with, s
 """
 
 import argparse
-from pathlib import Path
 
 from grpo_scaling import scaling
-from grpo_turns import Book, contest
+from grpo_turns import contest
 from grpo_world import SIZES, Case
+from turns import Book, counts
 
 TARGETS = {(512, 128): 3.0, (192, 64): 2.0}
 LEAST = 1.3
@@ -30,20 +30,17 @@ def arguments() -> argparse.Namespace:
         "--answers", nargs="+", choices=("full", "ends"), default=["full"],
         help="answers have all their tokens (default), or end after half of them on average",
     )  # fmt: skip
-    for name, value, text in (
+    own = (
         ("group", 8, "answers to a prompt"),
         ("prompts", 0, "prompts of a step; 0: 8, half for rows of 400 tokens or more, half for models of 40M or more"),
         ("steps", 0, "timed steps of a process, after one that is not; 0: 1 to 4, the shorter the answers the more"),
-        ("repeats", 5, "how often the sides take turns"),
         ("threads", 2, "threads of torch"),
         ("micro-tokens", 16384, "padded tokens in one pass of ours"),
-        ("rows", -1, "answers in one pass of TRL; -1 tries some, keeps the fastest; 0 is all of them"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=value, help=f"{text} (default {value})")
+    )
+    counts(parser, own, "answers")
     parser.add_argument(
         "--scaling", action="store_true", help="instead, how our step grows with group, prompt and model"
     )
-    parser.add_argument("--out", type=Path, help="keep results there, and go on with those that are there")
     return parser.parse_args()
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 from grpo_sides import PHASES
-from grpo_turns import Book, say, spawn, timed
+from grpo_turns import spawn, timed
 from grpo_world import Case
+from turns import Book, say
 
 BASE = Case(size="5M", prompt=256, response=64, prompts=2, group=8, steps=2)
 AXES: dict[str, tuple[Any, ...]] = {

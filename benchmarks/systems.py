@@ -7,15 +7,18 @@ import json
 import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 OUT = Path(__file__).parent / "systems.json"
 BULKY = {"examples", "heads", "router_use", "restarts_nll", "accuracy", "merged"}
 
 
-def found(run: Path) -> dict[str, object]:
+def found(run: Path) -> dict[str, Any]:
     """The summary of a run without what nobody quotes, per limit how it was kept, and where the time went."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     kept = {name: value for name, value in summary.items() if name not in BULKY}
+    if "weak_to_strong" in kept:
+        kept["weak_to_strong"] = told_of_students(summary["weak_to_strong"])
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if row["stage"] == "policy"]
     phases = [name for name in (rows[-1] if rows else ()) if name.startswith("seconds/")]
@@ -30,6 +33,12 @@ def found(run: Path) -> dict[str, object]:
         told = {"first_5": first, "last_10": last, "multiplier_at_the_end": multiplier}
         kept |= {f"limit/{name}": told | {"multiplier_least": min(path), "multiplier_most": max(path)}}
     return kept
+
+
+def told_of_students(report: dict[str, Any]) -> dict[str, Any]:
+    """What is quoted of a weak-to-strong report: its sizes, and of every student what it recovers."""
+    students = {name: one["recovery"] for name, one in report["students"].items()}
+    return {name: report[name] for name in ("items", "seeds", "learners", "warnings")} | {"students": students}
 
 
 def main(words: list[str]) -> None:

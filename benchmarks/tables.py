@@ -1,8 +1,8 @@
 """Write the tables of docs/ from the JSON beside this file, and that of the presets: `python benchmarks/tables.py`.
 
-A table stands between `<!-- study NAME -->`, `<!-- presets KIND -->`, `<!-- grpo -->`, `<!-- scaling -->` or
-`<!-- dpo -->` and `<!-- end -->`. A test compares them, so a table cannot drift from the run, or the settings, that it
-came from.
+A table stands between `<!-- study NAME -->`, `<!-- run RECIPE -->`, `<!-- presets KIND -->`, `<!-- grpo -->`,
+`<!-- scaling -->` or `<!-- dpo -->` and `<!-- end -->`. A test compares them, so a table cannot drift from the run, or
+the settings, that it came from.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from holdfast.studies.common import markdown
+from holdfast.studies.common import interval, markdown
 from holdfast.systems.grpo_presets import GRPO_PRESETS
 from holdfast.systems.presets import PRESETS
 
@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 STUDY = re.compile(r"(<!-- study (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- presets (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SPEED = re.compile(r"(<!-- (grpo|scaling|dpo) -->\n).*?(<!-- end -->)", re.DOTALL)
+RUN = re.compile(r"(<!-- run (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 KINDS = {"ppo": PRESETS, "grpo": GRPO_PRESETS}
 
 
@@ -27,6 +28,7 @@ def written(text: str) -> str:
     """`text` with every table made anew from where it comes from."""
     text = STUDY.sub(lambda found: found[1] + section(found[2]) + found[3], text)
     text = SPEED.sub(lambda found: f"{found[1]}\n{SPEEDS[found[2]]()}\n\n{found[3]}", text)
+    text = RUN.sub(lambda found: f"{found[1]}\n{run(found[2])}\n\n{found[3]}", text)
     return TABLE.sub(lambda found: f"{found[1]}\n{presets(KINDS[found[2]])}\n\n{found[3]}", text)
 
 
@@ -133,7 +135,7 @@ def dpo() -> str:
         rows.append(
             [
                 f"{found['parameters'] / 1e6:.1f} M",
-                f"{case['prompt']}:{case['response']}",
+                f"{case['prompt']}:{case['response']}" + (f", +-{case['spread']:.0%}" if case["spread"] else ""),
                 case["pairs"],
                 f"{entry['largest_difference']['loss']:.0e}",
                 *seconds,
@@ -144,6 +146,41 @@ def dpo() -> str:
     columns = ["model", "prompt:answer", "pairs", "difference of the loss", "TRL, s", "TRL, reference in the step, s"]
     columns += ["holdfast, s", "times as fast", "with the reference on both sides", "peak memory"]
     return markdown(columns, rows)
+
+
+def run(name: str) -> str:
+    """What the published run of a recipe found, with 95 % intervals: models against each other, or before and after."""
+    found = json.loads((ROOT / "benchmarks" / "systems.json").read_text(encoding="utf-8"))["runs"][name]
+    rows = students(found["weak_to_strong"]) if "weak_to_strong" in found else before_and_after(found)
+    cost = f"{found['seconds']:.0f} s, {found['peak_rss_mib']:,} MiB"
+    benign = "; `true help` and `over refusal` are of benign requests" if "true_help_before" in found else ""
+    return f"{rows}\n\n`holdfast run {name}`, seed {found['seed']}: {cost}; 95 % intervals{benign}."
+
+
+def before_and_after(found: Mapping[str, Any]) -> str:
+    """What is known of a policy's answers before and after it was improved, the truth first."""
+    names = [name.removesuffix("_before") for name in found if name.endswith("_before")]
+    names = sorted(names, key=lambda name: (not name.startswith(("true_", "over_")), name.startswith("distinct")))
+    rows = [
+        [name.replace("_", " "), *(number(found[f"{name}_{when}"]) for when in ("before", "after"))] for name in names
+    ]
+    return markdown(["", "before", "after"], rows)
+
+
+def students(found: Mapping[str, Any]) -> str:
+    """Supervisor, students and ceiling, with the share of the gap that each student recovers."""
+    models = found["students"]
+    (first, *_) = models.values()
+    rows = [["supervisor", number(first["weak"]), "0"]]
+    rows += [
+        [f"`{name}`", number(one["student"]), one["reason"] or number(one["value"])] for name, one in models.items()
+    ]
+    return markdown(["model", "accuracy", "PGR"], [*rows, ["ceiling", number(first["ceiling"]), "1"]])
+
+
+def number(value: Any) -> str:
+    """An estimate with its interval, or a number alone."""
+    return interval(value) if isinstance(value, Mapping) else f"{value:.3f}"
 
 
 SPEEDS = {"grpo": grpo, "scaling": scaling, "dpo": dpo}

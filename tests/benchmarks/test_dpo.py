@@ -1,6 +1,7 @@
 """What `benchmarks/dpo.py` compares is what it says, and results are kept, refused and judged rightly."""
 
 import json
+import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 import dpo
 import dpo_sides
+import turns
 from dpo_sides import Case
-from grpo_turns import Book
+from turns import Book
 
 TINY = Case("tiny", prompt=24, response=12, pairs=4, steps=2, threads=1)
 
@@ -128,7 +130,9 @@ def test_turns_alternate_and_are_not_repeated(monkeypatch, tmp_path):
     assert json.loads(file.read_text())["results"]["one"] == json.loads(json.dumps(entry))
 
 
-@pytest.mark.parametrize("changed", [{"loss": 0.5001}, {"lead": 0.101}, {"grad_norm": 2.01}, {"moved": [1.0, 0.01]}])
+@pytest.mark.parametrize(
+    "changed", [{"loss": 0.5001}, {"loss": math.nan}, {"lead": 0.101}, {"grad_norm": 2.01}, {"moved": [1.0, 0.01]}]
+)
 def test_sides_that_learn_different_things_are_not_timed(monkeypatch, tmp_path, changed):
     asked = spawned(monkeypatch, numbers(**changed))
     with pytest.raises(SystemExit, match=rf"learn different things \({next(iter(changed))}\)"):
@@ -156,7 +160,7 @@ def test_a_reference_some_way_off_leads_from_the_start(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_both_sides_learn_the_same_from_the_same_pairs():
     pytest.importorskip("trl", reason="TRL is not installed")
-    found = dpo.differences(TINY)
+    found = turns.differences(dpo.match(), TINY)
     assert set(found) == set(dpo.LIMITS)
     assert found["moved"] < 1e-4
 

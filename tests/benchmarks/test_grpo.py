@@ -1,6 +1,7 @@
 """What `benchmarks/grpo.py` and `gpu.py` compare is what they say, and results are kept, refused and judged rightly."""
 
 import json
+import math
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import grpo
 import grpo_scaling
 import grpo_sides
 import grpo_turns
+import turns
 from grpo_world import EOS, PAD, SIZES, Case, build, given_answers, reference_of
 
 from holdfast.data.schema import Conversation
@@ -194,42 +196,50 @@ def numbers(**changed):
 def test_turns_alternate_and_are_not_repeated(monkeypatch, tmp_path):
     asked = spawned(monkeypatch, numbers())
     case, file = replace(TINY, prompts=8), tmp_path / "out.json"
-    grpo_turns.contest(grpo_turns.Book(file, "grpo"), "one", case, repeats=2, rows=-1)
-    assert asked[:2] == [("trl", 0, 0, True), ("holdfast", 0, 0, True)]
+    grpo_turns.contest(turns.Book(file, "grpo"), "one", case, repeats=2, rows=-1)
+    assert asked[:2] == [("holdfast", 0, 0, True), ("trl", 0, 0, True)]
     assert asked[2:5] == [("trl", 0, 4, False), ("trl", 0, 8, False), ("trl", 0, 32, False)]
     assert [(side, seed) for side, seed, *_ in asked[5:]] == [("holdfast", 0), ("trl", 0), ("trl", 1), ("holdfast", 1)]
     assert {one[2:] for one in asked[5:]} == {(8, False)}
     asked.clear()
-    entry = grpo_turns.contest(grpo_turns.Book(file, "grpo"), "one", case, repeats=3, rows=-1)
+    entry = grpo_turns.contest(turns.Book(file, "grpo"), "one", case, repeats=3, rows=-1)
     assert asked == [("holdfast", 2, 8, False), ("trl", 2, 8, False)]
     assert entry["summary"]["step_ratio"] == 2.0
     assert json.loads(file.read_text())["results"]["one"]["trl_rows"]["used"] == 8
 
 
 @pytest.mark.parametrize(
-    "changed", [{"loss": 0.5001}, {"reward": 1.01}, {"kl": 0.0101}, {"grad_norm": 2.01}, {"moved": [1.0, 0.01]}]
+    "changed",
+    [
+        {"loss": 0.5001},
+        {"loss": math.nan},
+        {"reward": 1.01},
+        {"kl": 0.0101},
+        {"grad_norm": 2.01},
+        {"moved": [1.0, 0.01]},
+    ],
 )
 def test_sides_that_learn_different_things_are_not_timed(monkeypatch, tmp_path, changed):
     asked = spawned(monkeypatch, numbers(**changed))
     with pytest.raises(SystemExit, match=rf"learn different things \({next(iter(changed))}\)"):
-        grpo_turns.contest(grpo_turns.Book(tmp_path / "out.json", "grpo"), "one", TINY, repeats=2, rows=0)
+        grpo_turns.contest(turns.Book(tmp_path / "out.json", "grpo"), "one", TINY, repeats=2, rows=0)
     assert len(asked) == 2
 
 
 def test_a_pass_of_trl_that_is_given_is_not_looked_for(monkeypatch, tmp_path):
     asked = spawned(monkeypatch, numbers())
-    grpo_turns.contest(grpo_turns.Book(None, "grpo"), "one", TINY, repeats=1, rows=4)
+    grpo_turns.contest(turns.Book(None, "grpo"), "one", TINY, repeats=1, rows=4)
     assert asked[2:] == [("holdfast", 0, 4, False), ("trl", 0, 4, False)]
 
 
 def test_results_of_another_case_or_machine_are_not_mixed(monkeypatch, tmp_path):
     spawned(monkeypatch, numbers())
     file = tmp_path / "out.json"
-    grpo_turns.contest(grpo_turns.Book(file, "grpo"), "one", TINY, repeats=1, rows=0)
+    grpo_turns.contest(turns.Book(file, "grpo"), "one", TINY, repeats=1, rows=0)
     with pytest.raises(SystemExit, match="give another file to --out"):
-        grpo_turns.contest(grpo_turns.Book(file, "grpo"), "one", replace(TINY, steps=3), repeats=1, rows=0)
+        grpo_turns.contest(turns.Book(file, "grpo"), "one", replace(TINY, steps=3), repeats=1, rows=0)
     with pytest.raises(SystemExit, match="give another file to --out"):
-        grpo_turns.Book(file, "gpu", "NVIDIA H100")
+        turns.Book(file, "gpu", "NVIDIA H100")
 
 
 def test_growth_of_a_power_law_is_its_exponent(monkeypatch, tmp_path):
@@ -242,12 +252,12 @@ def test_growth_of_a_power_law_is_its_exponent(monkeypatch, tmp_path):
 
     monkeypatch.setattr(grpo_scaling, "spawn", spawn)
     monkeypatch.setattr(grpo_scaling, "AXES", {"prompt": (64, 128, 256)})
-    book = grpo_turns.Book(tmp_path / "out.json", "grpo_scaling")
+    book = turns.Book(tmp_path / "out.json", "grpo_scaling")
     grpo_scaling.scaling(book, threads=1)
     found = book.entries["prompt"]["exponent"]
     assert (found["step"], found["generate"]) == (pytest.approx(2), pytest.approx(1))
     assert [case.prompt for case in asked] == [64, 128, 256]
-    grpo_scaling.scaling(grpo_turns.Book(tmp_path / "out.json", "grpo_scaling"), threads=1)
+    grpo_scaling.scaling(turns.Book(tmp_path / "out.json", "grpo_scaling"), threads=1)
     assert len(asked) == 3, "points that are known are not measured again"
 
 
@@ -270,7 +280,7 @@ def test_our_loss_is_that_of_the_policy_with_its_weighted_kl():
 @pytest.mark.slow
 def test_both_sides_learn_the_same_from_the_same_answers():
     pytest.importorskip("trl", reason="TRL is not installed")
-    found = grpo_turns.differences(TINY)
+    found = turns.differences(grpo_turns.match(), TINY)
     assert set(found) == set(grpo_turns.LIMITS)
     assert found["moved"] < 1e-4
 

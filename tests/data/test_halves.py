@@ -2,20 +2,17 @@
 
 import hashlib
 import json
-import os
 import random
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from shared_files import shared_file
 
 from holdfast.data.halves import SHARES, balanced, halves, hash_of, identities, take
 from holdfast.data.schema import Classified, Conversation
 from holdfast.data.sources import DataSettings, read
 from holdfast.data.split import leaks
 from holdfast.errors import UserError
-
-SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 
 
 def rows(count: int, frequent: float = 0.5, groups: int = 0) -> list[Classified]:
@@ -170,16 +167,9 @@ def test_the_hash_is_of_names_and_not_of_letters() -> None:
     assert hash_of([]) == hash_of(())
 
 
-def shared(name: str) -> str:
-    file = SHARED / name
-    if not file.is_file():
-        pytest.skip(f"no {file}; set HOLDFAST_SHARED to the folder that holds data/")
-    return str(file)
-
-
 @pytest.mark.shared
 def test_offensive_posts_are_cut_to_half() -> None:
-    found = read(DataSettings(path=shared("w2s/davidson_offensive.jsonl.gz"), split="all")).records
+    found = read(DataSettings(path=shared_file("w2s/davidson_offensive.jsonl.gz"), split="all")).records
     assert Counter(row.label for row in found) == {"0": 1430, "1": 19190, "2": 4163}
     kept, dropped = balanced(found, lambda row: str(row.label == "2"))
     assert (len(kept), len(dropped)) == (8326, 24783 - 8326)
@@ -187,12 +177,12 @@ def test_offensive_posts_are_cut_to_half() -> None:
 
 @pytest.mark.shared
 def test_no_entity_and_no_prompt_stands_in_two_splits() -> None:
-    claims = read(DataSettings(path=shared("w2s/creak.jsonl.gz"), split="all")).records
+    claims = read(DataSettings(path=shared_file("w2s/creak.jsonl.gz"), split="all")).records
     found = halves(claims, balance=label)
     groups = [{row.group for row in split} for split in found.splits.values()]
     assert sum(map(len, groups)) == len(set().union(*groups))
     pairs = read(
-        DataSettings(path=shared("w2s/hh_harmless_single_turn.jsonl.gz"), split="all", on_bad_row="skip")
+        DataSettings(path=shared_file("w2s/hh_harmless_single_turn.jsonl.gz"), split="all", on_bad_row="skip")
     ).records
     # The blocks of the source share prompts; splits by prompt do not.
     blocks = {name: [pair for pair in pairs if pair.split == name] for name in ("half_a", "half_b", "test")}

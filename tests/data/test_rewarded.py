@@ -2,10 +2,9 @@
 
 import gzip
 import json
-import os
-from pathlib import Path
 
 import pytest
+from shared_files import shared_file
 
 from holdfast.data import rewarded
 from holdfast.data.formats import FORMATS, recognise
@@ -14,7 +13,6 @@ from holdfast.data.sources import DataSettings, read
 from holdfast.data.split import leaks
 from holdfast.data.values import Place
 
-SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 PLACE = Place("file-1")
 SCORED = {"prompt": "q", "response": "x", "reward": 0.25}
 RANKED = {"prompt": "q", "responses": ["low", "high", "middle"], "rewards": [-1.0, 2.5, 0.0]}
@@ -167,10 +165,7 @@ PRO_FILES = {"dev": 280, "test_harmless_base": 2312, "test_helpful_base": 2354, 
 
 
 def pro_file(name: str) -> str:
-    file = SHARED / f"hh/lolrl_hh_{name}.jsonl.gz"
-    if not file.is_file():
-        pytest.skip(f"no {file}; set HOLDFAST_SHARED to the folder that holds data/")
-    return str(file)
+    return shared_file(f"hh/lolrl_hh_{name}.jsonl.gz")
 
 
 def raw_rows(name: str) -> list[dict]:

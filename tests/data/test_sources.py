@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import os
 import re
 from collections import Counter
 from itertools import pairwise
@@ -12,21 +11,14 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from shared_files import shared_file
 
 from holdfast.data.formats import FORMATS, recognise
 from holdfast.data.schema import Classified, Conversation, DualPair, Image, Labelled, Pair, Ranked, Rated, Scored
 from holdfast.data.sources import DataSettings, read, write_jsonl
 from holdfast.errors import UserError
 
-SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 ROWS = [{"prompt": f"q{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(4)]
-
-
-def shared(name: str) -> str:
-    file = SHARED / name
-    if not file.is_file():
-        pytest.skip(f"no {file}; set HOLDFAST_SHARED to the folder that holds data/")
-    return str(file)
 
 
 def lines(path: Path, rows: list) -> Path:
@@ -275,7 +267,7 @@ def test_every_format_can_be_asked_for_by_name() -> None:
 
 @pytest.mark.shared
 def test_the_facts_of_the_hh_file() -> None:
-    path = shared("hh/hh_rlhf_harmless_base_test.jsonl.gz")
+    path = shared_file("hh/hh_rlhf_harmless_base_test.jsonl.gz")
     with gzip.open(path, "rt", encoding="utf-8") as stream:
         raw = [json.loads(line) for line in stream]
     pieces = [re.split(r"\n\n(Human|Assistant):", row[side]) for row in raw for side in ("chosen", "rejected")]
@@ -309,7 +301,7 @@ def test_the_facts_of_the_hh_file() -> None:
 
 @pytest.mark.shared
 def test_the_facts_of_the_single_turn_file() -> None:
-    path = shared("w2s/hh_harmless_single_turn.jsonl.gz")
+    path = shared_file("w2s/hh_harmless_single_turn.jsonl.gz")
     counts = {}
     for split in ("half_a", "half_b", "test"):
         rows = read(DataSettings(path=path, split=split, on_bad_row="skip"))
@@ -322,7 +314,7 @@ def test_the_facts_of_the_single_turn_file() -> None:
 
 @pytest.mark.shared
 def test_the_facts_of_the_dialogue_safety_file() -> None:
-    path = shared("w2s/diasafety.jsonl.gz")
+    path = shared_file("w2s/diasafety.jsonl.gz")
     sizes = {}
     for split in ("train", "val", "test"):
         rows = read(DataSettings(path=path, split=split, on_bad_row="skip"))
@@ -351,7 +343,7 @@ def raw_rows(path: str) -> list[dict]:
     ],
 )
 def test_the_facts_of_the_classified_files(name, classes, splits) -> None:
-    rows = read(DataSettings(path=shared(f"w2s/{name}.jsonl.gz"), split="all"))
+    rows = read(DataSettings(path=shared_file(f"w2s/{name}.jsonl.gz"), split="all"))
     assert rows.format == "classified"
     assert Counter(row.split for row in rows.records) == splits
     assert len({row.label for row in rows.records}) == classes
@@ -362,16 +354,16 @@ def test_the_facts_of_the_classified_files(name, classes, splits) -> None:
 @pytest.mark.shared
 def test_the_shorter_answer_is_often_the_chosen_one() -> None:
     """A supervisor that learned length is easily imitated, errors and all."""
-    raw = raw_rows(shared("w2s/hh_harmless_single_turn.jsonl.gz"))
+    raw = raw_rows(shared_file("w2s/hh_harmless_single_turn.jsonl.gz"))
     longer = sum(len(row["chosen"]) > len(row["rejected"]) for row in raw)
     assert longer / len(raw) == pytest.approx(0.408, abs=5e-4)  # the README gives three digits
-    multi = read(DataSettings(path=shared("w2s/hh_harmless_base_test.jsonl.gz"), split="all", on_bad_row="skip"))
+    multi = read(DataSettings(path=shared_file("w2s/hh_harmless_base_test.jsonl.gz"), split="all", on_bad_row="skip"))
     assert multi.format == "single_turn_pairs"
     assert len(multi.records) + multi.skipped == 2312
 
 
 @pytest.mark.shared
 def test_positions_are_no_texts() -> None:
-    (first, *_) = raw_rows(shared("w2s/chess_puzzles.jsonl.gz"))
+    (first, *_) = raw_rows(shared_file("w2s/chess_puzzles.jsonl.gz"))
     with pytest.raises(UserError, match="no known format fits"):
         recognise(first, "chess_puzzles")

@@ -2,18 +2,15 @@
 
 import gzip
 import json
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_files import shared_file
 
 from holdfast.data.schema import Conversation
 from holdfast.pocket import annotators, grammar, oracles
 from holdfast.preference.refusal import OPENING, Refusals, over_refusal, refuses
-
-SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 
 
 @pytest.mark.parametrize(
@@ -95,10 +92,7 @@ def test_it_agrees_with_the_oracle_of_the_pocket_world():
 
 @pytest.mark.shared
 def test_on_real_answers_it_follows_what_people_prefer():
-    file = SHARED / "hh" / "hh_rlhf_harmless_base_test.jsonl.gz"
-    if not file.is_file():
-        pytest.skip(f"no {file}; set HOLDFAST_SHARED to the folder that holds data/")
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
+    with gzip.open(shared_file("hh/hh_rlhf_harmless_base_test.jsonl.gz"), "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     shares = {
         side: sum(refuses(re.split(r"\n\n(?:Human|Assistant):", row[side])[-1]) for row in rows) / len(rows)

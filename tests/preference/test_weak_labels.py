@@ -14,7 +14,6 @@ from holdfast.preference.weak_labels import (
     calibrate,
     cross_fitted,
     sha256_of,
-    voted,
 )
 
 STAMP = {"data_sha256": "d" * 64, "split_sha256": "s" * 64}
@@ -142,12 +141,6 @@ def test_a_supervisor_that_cannot_be_calibrated_is_named():
         calibrate(logits, [0, 1] * 10, "platt")
     with pytest.raises(UserError, match="hold out more"):
         calibrate(logits, [1] * 20, "platt")
-
-
-def test_votes_are_averaged_as_probabilities():
-    first, second = torch.tensor([[0.0, 4.0]]), torch.tensor([[1.0, 0.0]])
-    p = voted([first, second]).softmax(-1)
-    torch.testing.assert_close(p, (first.softmax(-1) + second.softmax(-1)) / 2)
 
 
 def test_nobody_labels_a_group_it_has_seen():

@@ -1,14 +1,12 @@
 import gzip
 import json
 import math
-import os
-from pathlib import Path
 
 import pytest
+from shared_files import shared_file
 
 from holdfast.stats.diversity import distinct_n
 
-SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "hh"
 TEXTS = ["the cat sat on the mat", "the cat"]
 
 
@@ -52,12 +50,9 @@ def test_n_counts_words():
 
 @pytest.mark.shared
 def test_published_numbers_of_real_answers():
-    files = [SHARED / f"lolrl_hh_test_{name}.jsonl.gz" for name in ("harmless_base", "helpful_base", "helpful_online")]
-    if not all(file.is_file() for file in files):
-        pytest.skip(f"no {files[0]}; set HOLDFAST_SHARED to the folder that holds data/")
     texts = []
-    for file in files:
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
+    for name in ("harmless_base", "helpful_base", "helpful_online"):
+        with gzip.open(shared_file(f"hh/lolrl_hh_test_{name}.jsonl.gz"), "rt", encoding="utf-8") as lines:
             texts += [json.loads(line)["suffix"][0] for line in lines]
     found = [distinct_n(texts, n, per="word") for n in (1, 2, 3)]
     assert found == pytest.approx([0.1139, 0.4867, 0.7811], abs=5e-5)  # published to four digits

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from holdfast.stats.recovery import across_tasks, pgr, pgr_error, recovered
+from holdfast.stats.recovery import pgr, pgr_error, recovered
 
 
 def made(levels, n=2000, seeds=1, seed=0, spread=0.0):
@@ -209,19 +209,6 @@ def test_the_seed_decides():
     data = made((0.6, 0.7, 0.85), n=200)
     assert recovered(*data, seed=1) == recovered(*data, seed=1)
     assert recovered(*data, seed=1).value.low != recovered(*data, seed=2).value.low
-
-
-def test_median_over_tasks():
-    values = {"a": 0.2, "b": 0.9, "c": 0.3}
-    tasks = {name: recovered(exact(0.5), exact(0.5 + 0.4 * value), exact(0.9)) for name, value in values.items()}
-    tasks["d"] = recovered(exact(0.5), exact(0.9), exact(0.51))
-    found = across_tasks(tasks)
-    assert found.value.value == pytest.approx(0.3)
-    assert (found.value.n, found.value.low, found.value.high) == pytest.approx((3, 0.2, 0.9))
-    assert list(found.left_out) == ["d"]
-    assert found.left_out["d"].startswith("gap too small: 0.01")
-    few = across_tasks({"a": tasks["a"], "d": tasks["d"]})
-    assert (few.value, few.reason) == (None, "1 of 2 tasks have a PGR; two are needed")
 
 
 def test_misuse():

@@ -3,15 +3,17 @@
 import gzip
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shared_files import shared_file
 
 from holdfast.data.schema import Conversation, Ranked
 from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
-from holdfast.studies import a_lol_hh, hh
+from holdfast.studies import a_lol_hh
 from holdfast.studies.a_lol_hh import (
     DEVELOPMENT,
     FILES,
@@ -201,7 +203,6 @@ def test_nothing_of_the_rows_is_written(folder, tmp_path, monkeypatch):
 
 @pytest.mark.shared
 def test_the_real_files_are_those_that_were_described():
-    if not hh.place().is_dir():
-        pytest.skip(f"no {hh.place()}; set HOLDFAST_SHARED to the folder that holds data/")
+    folder = Path(shared_file(f"hh/{FILES[0]}")).parent
     # 5,620 rows less those with an empty answer or two equal ones.
-    assert 5590 <= len(rows(hh.place())) <= 5620
+    assert 5590 <= len(rows(folder)) <= 5620

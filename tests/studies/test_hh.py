@@ -2,8 +2,10 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
+from shared_files import shared_file
 
 from holdfast.errors import UserError
 from holdfast.studies import hh
@@ -59,16 +61,9 @@ def test_missing_files_are_named_with_what_to_do(tmp_path):
         hh.comparisons(tmp_path)
 
 
-def test_the_variable_names_the_place(monkeypatch, tmp_path):
-    monkeypatch.setenv("HOLDFAST_SHARED", str(tmp_path))
-    assert hh.place() == tmp_path / "data" / "hh"
-
-
 @pytest.mark.shared
 def test_the_real_files_are_those_that_were_described():
-    if not hh.place().is_dir():
-        pytest.skip(f"no {hh.place()}; set HOLDFAST_SHARED to the folder that holds data/")
-    found, counts = hh.comparisons(hh.place())
+    found, counts = hh.comparisons(Path(shared_file("hh/lolrl_hh_test_helpful_base.jsonl.gz")).parent)
     assert counts == {
         "harmless empty answer": 3,
         "harmless kept": 2207,

@@ -11,7 +11,7 @@ import torch
 from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
 from holdfast.evaluate.vault import Vault
-from holdfast.studies import w2s_common
+from holdfast.studies.common import shared_folder
 from holdfast.studies.w2s_common import (
     above,
     learning,
@@ -59,12 +59,12 @@ def test_a_missing_file_is_named_with_what_to_do(monkeypatch, tmp_path):
 
 def test_unusable_rows_are_left_out(monkeypatch, tmp_path):
     monkeypatch.setenv("HOLDFAST_SHARED", str(tmp_path))
-    w2s_common.place().mkdir(parents=True)
+    shared_folder("w2s").mkdir(parents=True)
     rows = [{"id": "1", "text": "good", "label": 1}, {"id": "2", "text": "", "label": 1}]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (w2s_common.place() / "some.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (shared_folder("w2s") / "some.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     assert [one.id for one in records("some")] == ["1"]
-    (w2s_common.place() / "some.jsonl.gz").write_bytes(gzip.compress(2 * (json.dumps(rows[0]) + "\n").encode()))
+    (shared_folder("w2s") / "some.jsonl.gz").write_bytes(gzip.compress(2 * (json.dumps(rows[0]) + "\n").encode()))
     with pytest.raises(UserError, match="2 rows have the id 1"):
         records("some")
 

@@ -7,12 +7,14 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from shared_files import shared_file
 
 from holdfast.engine.step import OptimiserSettings
 from holdfast.engine.supervised import FitSettings
 from holdfast.errors import UserError
 from holdfast.pocket.oracles import truth
 from holdfast.studies import encoder, w2s_common, w2s_reward, w2s_text
+from holdfast.studies.common import shared_folder
 from holdfast.studies.w2s_common import packed
 from holdfast.studies.w2s_reward import Arm, Compared, Pairs, World, criteria, drawn, ordered, plan, shorter, table
 
@@ -39,9 +41,9 @@ def comparisons():
 
 
 def write(name, rows):
-    w2s_common.place().mkdir(parents=True, exist_ok=True)
+    shared_folder("w2s").mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (w2s_common.place() / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (shared_folder("w2s") / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
 
 
 @pytest.fixture(autouse=True)
@@ -245,8 +247,7 @@ def test_missing_data_are_named_with_what_to_do(monkeypatch, tmp_path):
 @pytest.mark.shared
 def test_the_real_pairs_suffice(monkeypatch):
     monkeypatch.undo()
-    if not w2s_common.place().is_dir():
-        pytest.skip(f"no {w2s_common.place()}; set HOLDFAST_SHARED to the folder that holds data/")
+    shared_file("w2s/hh_harmless_single_turn.jsonl.gz")
     for arm in World().arms.values():
         found = drawn(w2s_reward.pairs_of(arm.data, arm.test, arm.transfer), arm.taught, 99)
         sizes = [len(pool.ids) for pool in found.named().values()]

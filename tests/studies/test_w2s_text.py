@@ -6,11 +6,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from shared_files import shared_file
 
 from holdfast.data.schema import Classified, Conversation
 from holdfast.data.split import cluster_ids
 from holdfast.errors import UserError
 from holdfast.studies import w2s_common, w2s_text
+from holdfast.studies.common import shared_folder
 from holdfast.studies.w2s_common import packed
 from holdfast.studies.w2s_text import Arm, Corpus, World, clean, criteria, drawn, even, heights, plan, spectrum, table
 
@@ -48,9 +50,9 @@ def dialogues():
 
 
 def write(name, rows):
-    w2s_common.place().mkdir(parents=True, exist_ok=True)
+    shared_folder("w2s").mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (w2s_common.place() / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (shared_folder("w2s") / f"{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
 
 
 @pytest.fixture(autouse=True)
@@ -267,8 +269,7 @@ def test_missing_data_are_named_with_what_to_do(monkeypatch, tmp_path):
 @pytest.mark.shared
 def test_the_real_posts_suffice(monkeypatch):
     monkeypatch.undo()
-    if not w2s_common.place().is_dir():
-        pytest.skip(f"no {w2s_common.place()}; set HOLDFAST_SHARED to the folder that holds data/")
+    shared_file("w2s/davidson_offensive.jsonl.gz")
     world = World()
     found = w2s_text.corpus("tweets", world.test, world.pool)
     assert (len(found.exam), len(found.pool)) == (1500, 5000)

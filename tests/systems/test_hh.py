@@ -4,7 +4,6 @@ Texts of the real files are crude; nothing here prints a row.
 """
 
 import json
-import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from shared_files import shared_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -24,7 +24,6 @@ from holdfast.preference.score import FunctionScorer
 from holdfast.report.page import render
 from holdfast.systems import hc_rlhf, reading, recipe, scores, stages
 
-SHARED = Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 SMALL = (
     "model.config.hidden_size=32",
     "model.config.intermediate_size=32",
@@ -59,13 +58,6 @@ def one_thread():
 
 def start(folder, *overrides):
     return hc_rlhf.run(config.load(hc_rlhf.HcRlhf, recipe("hc_rlhf/hh"), [*SMALL, *overrides]), folder)
-
-
-def shared(name):
-    file = SHARED / name
-    if not file.is_file():
-        pytest.skip(f"no {file}; set HOLDFAST_SHARED to the folder that holds data/")
-    return str(file)
 
 
 def write(path, rows):
@@ -256,9 +248,9 @@ def test_a_model_folder_takes_the_same_path(written, qwen, tmp_path, capsys):
 def test_the_real_pairs_pass_every_stage(tmp_path):
     summary = start(
         tmp_path / "run",
-        f"data.pairs.path={shared('w2s/hh_harmless_single_turn.jsonl.gz')}",
+        f"data.pairs.path={shared_file('w2s/hh_harmless_single_turn.jsonl.gz')}",
         "data.pairs.limit=300",
-        f"data.labelled.path={shared('w2s/diasafety.jsonl.gz')}",
+        f"data.labelled.path={shared_file('w2s/diasafety.jsonl.gz')}",
         "data.labelled.limit=100",
         *MANY,
     )
@@ -272,7 +264,9 @@ def test_the_real_pairs_pass_every_stage(tmp_path):
 @pytest.mark.shared
 def test_the_official_test_file_is_read_as_dialogues(tmp_path):
     settings = config.load(
-        hc_rlhf.HcRlhf, recipe("hc_rlhf/hh"), [f"data.pairs.path={shared('hh/hh_rlhf_harmless_base_test.jsonl.gz')}"]
+        hc_rlhf.HcRlhf,
+        recipe("hc_rlhf/hh"),
+        [f"data.pairs.path={shared_file('hh/hh_rlhf_harmless_base_test.jsonl.gz')}"],
     )
     found = reading.read_pools(settings.data, stages.RunFolder(tmp_path / "run", settings))
     counted = found.counts()

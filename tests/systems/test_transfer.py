@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from holdfast.data.schema import Conversation, Pair
 from holdfast.engine.log import RunFolder
 from holdfast.engine.seeds import generator
 from holdfast.engine.step import OptimiserSettings
@@ -15,7 +14,7 @@ from holdfast.errors import UserError
 from holdfast.evaluate.vault import Vault
 from holdfast.preference.weak_labels import WeakLabels
 from holdfast.systems.transfer import weak_to_strong
-from holdfast.systems.transfer_plan import Plan, Pool, Pools, choices
+from holdfast.systems.transfer_plan import Plan, Pool, Pools
 from holdfast.systems.transfer_report import warnings
 from holdfast.training.learners import Probe
 from holdfast.training.transfer import TransferSettings, TransferTask
@@ -279,20 +278,6 @@ def test_seeds_are_judged_on_one_test_set(world, tmp_path):
 
     with pytest.raises(UserError, match="the test items differ between seeds"):
         weak_to_strong(world.plan(pools=pools, seeds=(0, 1)), RunFolder(tmp_path))
-
-
-def test_the_order_of_pairs_is_drawn_and_gold_follows_it():
-    asked = Conversation.ask("a flower ?")
-    pairs = [Pair(id=f"p{i}", prompt=asked, chosen=f"rose {i}", rejected=f"fish {i}") for i in range(400)]
-    pool, gold = choices(pairs, "salt")
-    assert pool.ids == tuple(pair.id for pair in pairs)
-    for (first, second), pair in zip(pool.items, pairs):
-        assert (second if gold[pair.id] else first).response == pair.chosen
-        assert {first.response, second.response} == {pair.chosen, pair.rejected}
-        assert first.id == second.id == pair.id
-    assert 150 < sum(gold.values()) < 250
-    assert choices(pairs[::-1], "salt")[1] == gold
-    assert choices(pairs, "other")[1] != gold
 
 
 def found(student, weak=0.7, value=True, recall=None):

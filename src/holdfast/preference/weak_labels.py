@@ -92,7 +92,7 @@ class WeakLabels:
     """N items with the raw logits (N, K) of their supervisor; a pair is K = 2 with logits (0, margin).
 
     supervisor: its name. data_sha256, split_sha256: of what was labelled, see `sha256_of`. created_from: the
-    fingerprint of the settings. votes: how many predictions were averaged, see `voted`.
+    fingerprint of the settings. votes: how many predictions were averaged.
     """
 
     ids: tuple[str, ...]
@@ -202,16 +202,6 @@ def sha256_of(parts: Iterable[str]) -> str:
     False
     """
     return hashlib.sha256("".join(f"{len(part)}:{part}" for part in parts).encode()).hexdigest()
-
-
-def voted(predictions: Sequence[Tensor]) -> Tensor:
-    """Logits (N, K) of the mean probability of several predictions (N, K) each: supervisors, or prompts of one.
-
-    >>> voted([torch.tensor([[0.0, 9.0]]), torch.tensor([[9.0, 0.0]])]).softmax(-1)
-    tensor([[0.5000, 0.5000]])
-    """
-    p = torch.stack([one.double().softmax(-1) for one in predictions]).mean(0)
-    return p.clamp(min=torch.finfo(torch.float32).tiny).log().float()
 
 
 def cross_fitted(

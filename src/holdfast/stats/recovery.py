@@ -7,14 +7,14 @@ the gap does not stand out.
 """
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from holdfast.stats.estimate import Estimate, bootstrap, places
+from holdfast.stats.estimate import Estimate, places
 
 Array = NDArray[np.float64]
 
@@ -42,15 +42,6 @@ class Recovery:
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class TaskMedian:
-    """The median of the PGRs of several tasks, or None and the `reason`; `left_out` says which had none, and why."""
-
-    value: Estimate | None
-    reason: str
-    left_out: dict[str, str]
 
 
 def pgr(weak: float, student: float, ceiling: float) -> float:
@@ -135,18 +126,6 @@ def recovered(
         gain=estimate(s - w, gain),
         per_seed=tuple(pgr(*levels) if levels[2] > levels[0] else None for levels in means.T.tolist()),
     )
-
-
-def across_tasks(found: Mapping[str, Recovery]) -> TaskMedian:
-    """The median over tasks of their PGRs, with a bootstrap interval over tasks.
-
-    Tasks whose PGR was withheld are left out, and named.
-    """
-    values = np.array([one.value.value for one in found.values() if one.value is not None])
-    left_out = {name: one.reason for name, one in found.items() if one.value is None}
-    if values.size < 2:
-        return TaskMedian(None, f"{values.size} of {len(found)} tasks have a PGR; two are needed", left_out)
-    return TaskMedian(bootstrap(lambda rows: float(np.median(values[rows])), values.size), "", left_out)
 
 
 def _withheld(gap: float, error: float, least: float) -> str:

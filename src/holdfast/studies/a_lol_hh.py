@@ -42,15 +42,13 @@ from holdfast.data.tokenizer import train_tokenizer
 from holdfast.engine.log import RunFolder
 from holdfast.engine.order import Shuffled
 from holdfast.engine.supervised import FitSettings, fit
-from holdfast.errors import UserError
 from holdfast.losses.offline import Method
 from holdfast.models.tiny import tiny_policy
 from holdfast.rollout.reading import Reader
 from holdfast.stats.compare import paired_bootstrap
 from holdfast.stats.estimate import rate
-from holdfast.studies import hh
 from holdfast.studies.a_lol_arms import Course, Labels, Lasting, Ranking, Start, adamw, labelled, learn
-from holdfast.studies.common import criterion, findings, interval, markdown
+from holdfast.studies.common import criterion, findings, interval, markdown, needed, shared_folder
 from holdfast.training.sft import SftTask
 
 SEEDS = (10, 11, 12, 13, 14)
@@ -102,7 +100,7 @@ class Material(NamedTuple):
 def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict[str, Any]:
     """Run all methods for the seeds, taking up those that are finished; return the result."""
     plan, place = (QUICK, folder / "quick") if quick else (Plan(), folder / "full")
-    shared = material(plan, hh.place())
+    shared = material(plan, shared_folder("hh"))
     found = [one_seed(plan, shared, seed, place / f"seed-{seed}") for seed in seeds]
     arms = {name: [each[name] for each in found] for name in METHODS}
     return findings("a_lol_hh", CLAIM, SOURCE, criteria(arms), arms, seeds, plan) | {
@@ -131,8 +129,7 @@ def rows(folder: Path, most: int | None = None) -> list[Ranked]:
 
 
 def _rows(file: Path, most: int | None = None) -> list[Ranked]:
-    if not file.is_file():
-        raise UserError(f"there is no {file}; set HOLDFAST_SHARED to the folder that holds data/hh with LoL-RL's files")
+    needed(file, "data/hh with LoL-RL's files")
     found = read(DataSettings(path=str(file), format="pro", split="all", on_bad_row="skip", limit=most)).records
     return [row for row in found if isinstance(row, Ranked)]
 

@@ -1,12 +1,27 @@
-"""What every study does alike: a criterion counted over runs, and the commit that ran."""
+"""What every study does alike: the data of others, a criterion counted over runs, and the commit that ran."""
 
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from holdfast.config import Settings, fingerprint
+from holdfast.errors import UserError
 from holdfast.stats.estimate import rate
+
+
+def shared_folder(name: str) -> Path:
+    """The folder `name` of data that may not be shipped: in `data` of HOLDFAST_SHARED, or of `shared` beside the
+    checkout."""
+    return Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[4] / "shared")) / "data" / name
+
+
+def needed(file: Path, holds: str) -> Path:
+    """The file itself; `UserError` where there is none, with what HOLDFAST_SHARED should be set to."""
+    if not file.is_file():
+        raise UserError(f"there is no {file}; set HOLDFAST_SHARED to the folder that holds {holds}")
+    return file
 
 
 def criterion(name: str, met: Sequence[bool], needed: float) -> dict[str, Any]:

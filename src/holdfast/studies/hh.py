@@ -7,12 +7,12 @@ where they lie and nothing of them is written anywhere but numbers.
 
 import gzip
 import json
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.errors import UserError
+from holdfast.studies.common import needed
 
 GROUPS = ("helpful", "harmless")
 SPEAKERS = {"<|prompter|>": "Human", "<|assistant|>": "Assistant"}
@@ -27,11 +27,6 @@ class Comparison:
     last_turn: str
     chosen: str
     rejected: str
-
-
-def place() -> Path:
-    """The folder of the files: `hh` in the folder `data` of HOLDFAST_SHARED, or of `shared` beside the checkout."""
-    return Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[4] / "shared")) / "data" / "hh"
 
 
 def comparisons(folder: Path) -> tuple[list[Comparison], dict[str, int]]:
@@ -73,8 +68,4 @@ def _turn(text: str) -> tuple[str, str]:
 
 
 def _text(file: Path) -> str:
-    if not file.is_file():
-        raise UserError(
-            f"there is no {file}; set HOLDFAST_SHARED to the folder that holds data/hh with the hh_test files of LoL-RL"
-        )
-    return gzip.decompress(file.read_bytes()).decode("utf-8")
+    return gzip.decompress(needed(file, "data/hh with the hh_test files of LoL-RL").read_bytes()).decode("utf-8")

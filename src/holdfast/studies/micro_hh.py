@@ -38,7 +38,7 @@ from holdfast.preference.features import PairFeatures
 from holdfast.stats.compare import paired_t
 from holdfast.stats.estimate import Estimate, share
 from holdfast.studies import encoder, hh
-from holdfast.studies.common import commit, interval, markdown
+from holdfast.studies.common import commit, interval, markdown, shared_folder
 from holdfast.studies.micro_hh_fold import Fold, Plan, Tally, World, folds
 
 SEEDS = (0,)
@@ -103,7 +103,7 @@ Means = dict[str, NDArray[np.float64]]
 def run(folder: Path, seeds: Sequence[int] = SEEDS, quick: bool = False) -> dict[str, Any]:
     """Run the folds of all seeds, reading seeds that are finished; return the result."""
     plan = QUICK if quick else Plan(small_steps=0 if encoder.installed() else TRAINED_STEPS)
-    rows, counts = hh.comparisons(hh.place())
+    rows, counts = hh.comparisons(shared_folder("hh"))
     chosen = some(rows, plan.pairs)
     folder.mkdir(parents=True, exist_ok=True)
     found = encoder.embeddings(folder, [text for row in chosen for text in texts(row)], plan.small_steps)

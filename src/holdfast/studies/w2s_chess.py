@@ -63,6 +63,7 @@ from holdfast.studies.common import criterion, findings, interval, markdown
 from holdfast.studies.ppo_max import side_by_side
 from holdfast.studies.w2s_chess_data import MOVES, DataPlan, Puzzle, code, decode, encode, missing, prepare, read
 from holdfast.studies.w2s_chess_model import ChessLearner, Player, Size, learn_rules, predictor
+from holdfast.studies.w2s_common import judged
 from holdfast.training.learners import Predictor
 from holdfast.training.transfer import TransferSettings
 
@@ -317,16 +318,9 @@ def criteria(arms: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, 
     most = near.value.value if near.value else -math.inf  # without one nothing is below it
     return [
         criterion(names[0], better, 1.0),
-        _judged(names[1], near, lambda pgr: pgr > 0.15, "PGR > 0.15"),
-        _judged(names[2], far, lambda pgr: pgr < most, "PGR < that of naive"),
+        judged(names[1], near, lambda pgr: pgr > 0.15, "PGR > 0.15"),
+        judged(names[2], far, lambda pgr: pgr < most, "PGR < that of naive"),
     ]
-
-
-def _judged(name: str, found: Recovery, holds: Callable[[float], bool], needed: str) -> dict[str, Any]:
-    """The criterion as the PGR meets it; one that was withheld meets none."""
-    if found.value is None:
-        return criterion(name, [], 1.0) | {"method": found.reason}
-    return {"name": name, "holds": holds(found.value.value), **found.value.to_dict(), "needed": needed}
 
 
 SHOWN = ("exact", "mating", "legal", "legal labels", "agreement", "agreement on its right", "agreement on its wrong")

@@ -1,7 +1,6 @@
 """What the studies of weak supervision on real texts share: their files, their losses, and what is kept of a run."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -19,11 +18,10 @@ from holdfast.data.sources import DataSettings, read
 from holdfast.engine.log import RunFolder
 from holdfast.engine.step import OptimiserSettings
 from holdfast.engine.supervised import FitSettings
-from holdfast.errors import UserError
 from holdfast.stats.compare import paired_t
 from holdfast.stats.estimate import Estimate
 from holdfast.stats.recovery import Recovery, recovered
-from holdfast.studies.common import criterion, interval, markdown
+from holdfast.studies.common import criterion, interval, markdown, needed, shared_folder
 from holdfast.studies.ppo_max import side_by_side
 from holdfast.systems.transfer import one_seed
 from holdfast.systems.transfer_plan import Plan
@@ -37,16 +35,9 @@ TRAINED_STEPS = 600
 Runs = Sequence[Mapping[str, Any]]
 
 
-def place() -> Path:
-    """The folder of the files: `w2s` in the folder `data` of HOLDFAST_SHARED, or of `shared` beside the checkout."""
-    return Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[4] / "shared")) / "data" / "w2s"
-
-
 def records(name: str) -> list[Readable]:
     """The usable rows of a file; `UserError` when it is missing or two rows have one id."""
-    file = place() / f"{name}.jsonl.gz"
-    if not file.is_file():
-        raise UserError(f"there is no {file}; set HOLDFAST_SHARED to the folder that holds data/w2s")
+    file = needed(shared_folder("w2s") / f"{name}.jsonl.gz", "data/w2s")
     found = read(DataSettings(path=str(file), split="all", on_bad_row="skip")).records
     identities(found)
     return found
@@ -158,11 +149,16 @@ def above(name: str, runs: Runs, model: str, other: str, needed: float = 0.9) ->
 
 def recovers(name: str, runs: Runs, loss: str, least: float) -> dict[str, Any]:
     """The criterion that the PGR of a loss is above `least`; one that was withheld is not."""
-    found = recovery(runs, loss) if runs else None
-    if found is None or found.value is None:
-        return criterion(name, [], 1.0) | {"method": found.reason if found else "no run"}
-    holds = found.value.value > least
-    return {"name": name, "holds": holds, **found.value.to_dict(), "needed": f"PGR > {least}"}
+    if not runs:
+        return criterion(name, [], 1.0)
+    return judged(name, recovery(runs, loss), lambda value: value > least, f"PGR > {least}")
+
+
+def judged(name: str, found: Recovery, holds: Callable[[float], bool], needed: str) -> dict[str, Any]:
+    """The criterion as a PGR meets it; one that was withheld meets none."""
+    if found.value is None:
+        return criterion(name, [], 1.0) | {"method": found.reason}
+    return {"name": name, "holds": holds(found.value.value), **found.value.to_dict(), "needed": needed}
 
 
 def more(name: str, larger: ArrayLike, smaller: ArrayLike, least: float = 0.0) -> dict[str, Any]:

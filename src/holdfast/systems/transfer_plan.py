@@ -6,8 +6,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from holdfast.data.schema import Pair
-from holdfast.data.split import share_of
 from holdfast.evaluate.vault import Vault
 from holdfast.preference.weak_labels import Method, WeakLabels
 from holdfast.training.learners import Learner, Predictor
@@ -101,17 +99,3 @@ class Outcome:
     curves: dict[str, Curve | None]
     labels: WeakLabels
     ended: str = ""
-
-
-def choices(pairs: Sequence[Pair], salt: str) -> tuple[Pool, dict[str, int]]:
-    """Pairs as items of two answered conversations in an order drawn by id, and the gold class of each: 1, the second.
-
-    An order that followed the labels would give them away; one row holds both sides, so that none is lost alone.
-    """
-    items, gold = [], {}
-    for pair in pairs:
-        prompt = pair.prompt.model_copy(update={"id": pair.id})
-        both = (prompt.answer(pair.chosen), prompt.answer(pair.rejected))
-        gold[pair.id] = int(share_of(f"{salt}/order/{pair.id}") < 0.5)
-        items.append(both[::-1] if gold[pair.id] else both)
-    return Pool(tuple(gold), items), gold
