@@ -121,6 +121,10 @@ FOREIGN = {
     "tight cap": ({"correction": {"cap": 1.1}, "kl": {"coef": 0.3, "in_loss": 0.6}}, []),
     "product": ({"correction": {"drop": "product", "low": 0.4, "high": 2.0}}, BOTH),
     "geometric": ({"correction": {"drop": "geometric", "low": 0.7, "high": 1.4}, **loss(mean="row_mean")}, []),
+    "mgda": (
+        mode("mgda", TWO) | {"correction": {"drop": "geometric", "low": 0.7, "high": 1.4}, "overlong": "mask"},
+        [],
+    ),
     "drift": ({"correction": {"largest_drift": 0.1}, "kl": {"coef": 0.3, "in_loss": 0.6, "estimator": "k2"}}, BOTH),
 }
 
@@ -450,6 +454,7 @@ def slow_common_descent(method, experience):
     """By objective the weight of the shortest combination of two gradients; one that is only watched has none."""
     s, table = method.settings, slow_table(method)
     speaking, gradients = [name for name, one in s.objectives.items() if one.weight], []
+    weights, keep = slow_weights(method, experience)
     bare = GrpoSettings(loss={"mean": s.loss.mean})
     for name in speaking:
         floor = s.scalarise.std_floor
@@ -457,7 +462,8 @@ def slow_common_descent(method, experience):
         policy = copy.deepcopy(method.parts["policy"]).double()
         view = copy.copy(method)
         view.settings = bare.model_copy(update={"loss": s.loss.model_copy(update={"entropy": 0.0})})
-        lines = {i: slow_answer(view, policy, experience, i, a[i], [1.0] * 9) for i in range(len(ANSWERS))}
+        rows = [i for i, kept in enumerate(keep) if kept and not (s.overlong == "mask" and CUT[i])]
+        lines = {i: slow_answer(view, policy, experience, i, a[i], weights[i]) for i in rows}
         gradients.append(torch.cat([g.flatten() for g in slope(policy, slow_mean(s.loss.mean, lines)).values()]))
     one, two = gradients
     share = clamp(float((two - one) @ two / ((one - two) @ (one - two))), 0, 1)

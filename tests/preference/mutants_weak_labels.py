@@ -17,5 +17,4 @@ MUTANTS = [
     (LABELS, "np.flatnonzero(fold != i).tolist()", "np.flatnonzero(fold >= 0).tolist()", TEST),
     (LABELS, "% folds)[group]", "% folds)[np.arange(len(group)) % count]", TEST),
     (LABELS, "logits[out] = predict", "logits[: len(out)] = predict", TEST),
-    (LABELS, "one.double().softmax(-1) for one in", "one.double() for one in", TEST),
 ]

@@ -13,7 +13,7 @@ MUTANTS = [
     (COMMON, '"ceiling": marks(outcome.ceiling)', '"ceiling": marks(outcome.weak)', COMMON_TEST),
     (COMMON, '("supervisor", loss, "ceiling")', '("ceiling", loss, "supervisor")', COMMON_TEST),
     (COMMON, "[one > two for one, two in pairs]", "[one >= two for one, two in pairs]", COMMON_TEST),
-    (COMMON, "holds = found.value.value > least", "holds = found.value.low > least", COMMON_TEST),
+    (COMMON, '"holds": holds(found.value.value)', '"holds": holds(found.value.low)', COMMON_TEST),
     (COMMON, '"holds": found.value > least', '"holds": found.low > least', COMMON_TEST),
     (COMMON, 'alternative="greater"', 'alternative="two-sided"', COMMON_TEST),
     (COMMON, "np.round(values - others, 9)", "values - others", COMMON_TEST),

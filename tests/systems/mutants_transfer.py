@@ -1,7 +1,7 @@
 """Wrong versions of `holdfast.systems.transfer` that its tests must catch."""
 
 TRANSFER, TEST = "src/holdfast/systems/transfer.py", "tests/systems/test_transfer.py"
-PLAN, REPORT = "src/holdfast/systems/transfer_plan.py", "src/holdfast/systems/transfer_report.py"
+REPORT = "src/holdfast/systems/transfer_report.py"
 
 MUTANTS = [
     # Who learns from what.
@@ -14,7 +14,6 @@ MUTANTS = [
     (TRANSFER, "if shared := groups[one] & groups[other]:", "if shared := set():", TEST),
     (TRANSFER, "any(plan.pools(seed).test.ids != test.ids for seed in plan.seeds)", "False", TEST),
     (TRANSFER, "        if not file.is_file():\n            logits", "        if True:\n            logits", TEST),
-    (PLAN, "both[::-1] if gold[pair.id] else both", "both", TEST),
     # What is reported.
     (REPORT, "weak[own], p, ceiling[own]", "ceiling[own], p, weak[own]", TEST),
     (TRANSFER, "predictor(self.pools.test.items).argmax(1)", "predictor(self.pools.test.items).argmin(1)", TEST),

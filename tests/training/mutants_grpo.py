@@ -26,8 +26,10 @@ MUTANTS = [
             ("live |= charged & ", "live &= charged & "),
             ("found.keep | found.dead", "found.keep"),
             ('if s.dead == "drop" else', 'if s.dead == "keep" else'),
-            (" & weighed.keep", ""),
-            ("kept & ~experience.truncated", "kept & experience.truncated"),
+            (") & weighed.keep", ")"),
+            ("column, weighed.weights, weighed.keep,", "column, experience.response_mask.float(), weighed.keep,"),
+            ("column, weighed.weights, weighed.keep,", "column, weighed.weights, ~silent,"),
+            ("weighed.keep & ~experience.truncated", "weighed.keep & experience.truncated"),
             ('if s.scalarise.mode == "mgda" else None', "if False else None"),
             ("alone[:, wanted]", "alone[:, ~wanted | wanted]"),
         )

@@ -28,7 +28,7 @@ from holdfast.losses.reduce import Sum
 from holdfast.rollout.experience import Collector, Experience, Score
 from holdfast.rollout.reading import Reader
 from holdfast.training.common_descent import gradient, inner_products
-from holdfast.training.correction import CorrectionSettings, weigh
+from holdfast.training.correction import CorrectionSettings, Weighed, weigh
 from holdfast.training.group_batch import GroupBatch, GroupLearnable, Portions, Skipped
 from holdfast.training.kl import KlController, KlSettings
 from holdfast.training.objectives import ObjectiveSettings, Scalariser, ScalariserSettings, check_objectives
@@ -175,14 +175,14 @@ class Grpo(PolicyMethod):
         rewards, extra = self.scalariser.rewards(experience), self._extra(experience)
         costs = self.limits.costs(experience)
         live = self._live(experience, costs)
-        weights = self._common_descent(experience, rewards) if s.scalarise.mode == "mgda" else None
+        weighed = weigh(s.correction, experience)
+        if s.overlong == "mask":
+            weighed = weighed._replace(keep=weighed.keep & ~experience.truncated)
+        weights = self._common_descent(experience, rewards, weighed) if s.scalarise.mode == "mgda" else None
         found = self.scalariser(rewards, k, extra, live, weights)
         relative = {name: self._relative(cost, k) for name, cost in costs.items()}
         mixed = self.limits.mix(experience, found.values, relative)
-        weighed = weigh(s.correction, experience)
         kept = (found.keep if s.dead == "drop" else found.keep | found.dead) & weighed.keep
-        if s.overlong == "mask":
-            kept = kept & ~experience.truncated
         silent = (mixed.view(-1, k) == 0).all(-1).repeat_interleave(k)
         paid = experience.score(OBJECTIVE) + extra
         numbers |= {"objective_paid": float(paid.nanmean())} if not paid.isnan().all() else {}
@@ -287,15 +287,18 @@ class Grpo(PolicyMethod):
                 prices[f"price/{name}"] = float(self.limits.multiplier(experience, name).mean()) * spread / own
         return prices
 
-    def _common_descent(self, experience: Experience, rewards: Tensor) -> Tensor:
-        """(K,) weights of the objectives under which a step worsens none of them, to first order; 0 where typed so."""
+    def _common_descent(self, experience: Experience, rewards: Tensor, weighed: Weighed) -> Tensor:
+        """(K,) weights of the objectives under which a step worsens none of them, to first order; 0 where typed so.
+
+        The gradients are of the answers that are kept, weighed as the step weighs them.
+        """
         wanted = self.scalariser.weights > 0
-        alone, size = self.scalariser.per_objective(rewards, experience.per_prompt), experience.size
-        everyone, nobody = torch.ones(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+        alone = self.scalariser.per_objective(rewards, experience.per_prompt)
+        silent = torch.zeros_like(weighed.keep)
         plan = Portions(1, self.settings.loss.mean, self.longest, self.reader.cut, skip=False)
         gradients = []
         for column in alone[:, wanted].unbind(1):
-            learned = GroupLearnable(experience, column, experience.response_mask.float(), everyone, nobody, {})
+            learned = GroupLearnable(experience, column, weighed.weights, weighed.keep, silent, {})
             (batches,) = learned.mini_batches(plan, generator(0))
             gradients.append(
                 gradient(
