@@ -23,7 +23,7 @@ MUTANTS = [
         ("1 - error / spread", "error / spread"),
         ("if error >= spread:", "if error > spread:"),
         ('("clip_high", "above"),', '("clip_high", "below"),'),
-        ('return _within(summary) - summary["offline"]["rows"]', "return 0.0"),
+        ('else _within(summary) - summary["offline"]["rows"]', "else 0.0"),
         ('limits[0]["answers"] if limits else _within(summary)', "_within(summary)"),
         ('len(summary.get("offline_limits", ())) == 1 == len(_dropping(summary))', "_dropping(summary)"),
         ("_given(summary) - _within(summary)", "_given(summary)"),

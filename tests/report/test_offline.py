@@ -11,7 +11,7 @@ from holdfast.errors import UserError
 from holdfast.report import offline as module
 from holdfast.report import panels
 from holdfast.report.offline import counts, headline, learned_from, value_in_words
-from holdfast.report.offline_plots import advantages, bars, edges_at_zero
+from holdfast.report.offline_plots import advantages, bars, best, edges_at_zero
 from holdfast.report.page import headline as page_headline
 from holdfast.report.page import render
 from holdfast.report.read import Run, read
@@ -288,3 +288,52 @@ def test_advantages_are_shares_on_both_sides_of_zero() -> None:
     assert one.count('class="outline"') == 2
     assert {"80", "100", "draws", "answers"} <= set(texts(one))
     assert "100" not in texts(svg)
+
+
+BEST = {
+    "step": 1200,
+    "value": 0.5,
+    "of": [{"step": 600, "value": None}, {"step": 1200, "value": 0.5}, {"step": 1800, "value": 0.25}],
+    "prompts": {"asked": 256, "in_the_exam": 0},
+}
+
+
+def test_the_step_that_was_chosen_is_told(run: Run, drawn: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(steps: Any, values: Any, chosen: float, alt: str) -> None:
+        drawn.update(steps=steps.tolist(), judged=values.tolist(), chosen=chosen)
+
+    monkeypatch.setattr(module.offline_plots, "best", record)
+    found = learned_from(told(run, best=BEST))
+    assert found is not None
+    assert found.drawings[-1].title == "What the policy earned while it learned"
+    assert found.drawings[-1].note == (
+        "The policy of step 1,200 goes on: its answers to 256 prompts earned 0.500 on average, the most of 3 steps; "
+        "after the last, 1,800, it earned 0.250. Answers to these prompts were not learned from, and none of them is "
+        "in the exam."
+    )
+    assert (drawn["steps"], drawn["judged"], drawn["chosen"]) == ([1200.0, 1800.0], [0.5, 0.25], 1200.0)
+    blind = BEST | {"of": BEST["of"][:2] + BEST["of"][:1], "prompts": {"asked": 9, "in_the_exam": 2}}  # type: ignore[index]
+    found = learned_from(told(run, best=blind))
+    assert found is not None
+    assert "the most of 3 steps. Answers" in found.drawings[-1].note
+    assert found.drawings[-1].note.endswith("and 2 of them are in the exam, whose numbers flatter.")
+    found = learned_from(told(run, best=BEST | {"of": BEST["of"][:2]}))  # type: ignore[index]
+    assert found is not None
+    assert "the most of 2 steps. Answers" in found.drawings[-1].note, "the last is the best"
+    found = learned_from(run)
+    assert found is not None
+    assert "earned" not in "".join(drawing.title for drawing in found.drawings)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_the_chosen_step_is_marked_where_it_is(place: int) -> None:
+    steps, values = np.array([10.0, 20.0, 30.0]), np.array([0.1, 0.4, 0.2])
+    svg = best(steps, values, steps[place], "B")
+    assert f"step {steps[place]:.0f}" in texts(svg)
+    (curve,) = places(svg, "curve")
+    ring = re.search(r'<g class="chosen">.*?<use [^>]*x="([\d.]+)" y="([\d.]+)"', svg, re.DOTALL)
+    assert ring is not None
+    assert [float(ring[1]), float(ring[2])] == pytest.approx(curve[2 * place : 2 * place + 2], abs=1e-3)
+    # The name stands towards the middle, so that it is not cut off.
+    side = re.search(r"text-anchor: (\w+)[^>]*>step \d+<", svg)
+    assert (side[1] if side else "start") == ("start" if place == 0 else "end")

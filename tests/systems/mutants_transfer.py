@@ -13,7 +13,8 @@ MUTANTS = [
     (TRANSFER, "                if now < before:\n", "                if now > before:\n", TEST),
     (TRANSFER, "if shared := groups[one] & groups[other]:", "if shared := set():", TEST),
     (TRANSFER, "any(plan.pools(seed).test.ids != test.ids for seed in plan.seeds)", "False", TEST),
-    (TRANSFER, "        if not file.is_file():\n            logits", "        if True:\n            logits", TEST),
+    (TRANSFER, "if not stages.on_main(self.run, file.is_file):", "if True:", TEST),
+    (TRANSFER, "if table.calibration.method != calibration.method:", "if False:", TEST),
     # What is reported.
     (REPORT, "weak[own], p, ceiling[own]", "ceiling[own], p, weak[own]", TEST),
     (TRANSFER, "predictor(self.pools.test.items).argmax(1)", "predictor(self.pools.test.items).argmin(1)", TEST),

@@ -159,6 +159,13 @@ def test_labels_of_other_items_are_stale(finished, world):
         weak_to_strong(replace(plan, data_sha256="other"), RunFolder(folder))
 
 
+def test_labels_of_another_calibration_are_stale(finished, world):
+    plan, folder, _ = finished
+    other = replace(plan, calibration="none", vault=Vault(world.gold, 2, sealed=world.pools["test"].ids))
+    with pytest.raises(UserError, match="is stale: it was calibrated by temperature, now none is asked for"):
+        weak_to_strong(other, RunFolder(folder))
+
+
 def test_a_supervisor_that_is_right_makes_a_ceiling_bit_for_bit(world, tmp_path):
     truth = Oracle(lambda rows: 2000 * torch.eye(2)[[world.gold[str(i)] for i in rows]])
     plan = world.plan(supervisor=truth, students={"soft": settings(), "hard": settings(kind="hard")})

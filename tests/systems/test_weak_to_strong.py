@@ -251,3 +251,90 @@ def test_the_pocket_world_has_no_classes_of_texts(tmp_path):
 def test_a_conversation_as_text():
     assert told(Conversation.ask("a").answer("b")) == "a b"
     assert LearnerSettings(kind="words").model is None
+
+
+def plan_of(folder, *overrides):
+    """The splits and the plan of 400 texts in 100 groups, every fourth of them rude, before anything is learned."""
+    chosen = settings(*CLASSIFIER, "data.texts=unread", *overrides)
+    rows = [one.model_copy(update={"label": "kind" if i % 4 else "rude"}) for i, one in enumerate(texts(400))]
+    items = [weak_to_strong.Item(row, row.conversation, int(row.label == "rude")) for row in rows]
+    split = weak_to_strong.divided(chosen, chosen.data, items)
+    shop = weak_to_strong.workshop(chosen, chosen.data, items, ["kind", "rude"], RunFolder(folder / "run"))
+    by_id = {one.record.id: one for one in items}
+    return split, weak_to_strong.planned(chosen, split, by_id, ["kind", "rude"], shop), by_id
+
+
+def test_the_plan_says_what_the_settings_say(tmp_path):
+    given = ["seed=3", "seeds=[0, 2]", "calibrate=0.3", "cross_fit=2", "supervised.epochs=5", "fit.epochs=7"]
+    given += ["supervisor.regularisation=2", "intermediate=[{kind: words, regularisation: 3}]"]
+    _, plan, _ = plan_of(tmp_path, *given)
+    assert (plan.seeds, plan.calibrate, plan.cross_fit, plan.unsafe) == ((3, 5), 0.3, 2, 1)
+    assert {name: one.kind for name, one in plan.students.items()} == {"soft": "soft", "hard": "hard"}
+    assert [one.fit.epochs for one in (plan.supervised, plan.ceiling, *plan.students.values())] == [5, 7, 7, 7]
+    assert [one.fit.seed for one in (plan.supervised, plan.ceiling)] == [0, 0]  # learners add the plan's
+    [(middle, lesson)] = plan.intermediate
+    assert [one.regularisation for one in (plan.supervisor, middle, plan.student)] == [2, 3, 10]
+    assert lesson.kind == "soft"
+
+
+def test_each_seed_draws_gold_rows_of_its_own_and_shares_the_rest(tmp_path):
+    split, plan, _ = plan_of(tmp_path, "seeds=[0, 1]", "intermediate=[{kind: words}]")
+    first, second = (plan.pools(seed) for seed in plan.seeds)
+    assert len(first.weak_train.ids) == len(second.weak_train.ids) == 20
+    assert first.weak_train.ids != second.weak_train.ids
+    assert {*first.weak_train.ids, *second.weak_train.ids} <= {row.id for row in split.splits["weak_train"]}
+    for name in ("transfer", "validation", "test", "audit"):
+        assert getattr(first, name) == getattr(second, name)
+        assert getattr(first, name).ids == tuple(row.id for row in split.splits[name])
+    assert [pool.ids for pool in first.fresh] == [tuple(row.id for row in split.splits["fresh_1"])]
+
+
+def test_the_seed_of_the_run_counts_once(tmp_path):
+    """Seed 1 of run 3 is seed 4 of run 0."""
+    _, plan, _ = plan_of(tmp_path / "one", "seed=3", "seeds=[1]")
+    _, other, _ = plan_of(tmp_path / "two", "seed=0", "seeds=[4]")
+    assert plan.seeds == other.seeds == (4,)
+    assert plan.pools(4).weak_train.ids == other.pools(4).weak_train.ids
+    assert (plan.supervised, plan.ceiling, plan.students) == (other.supervised, other.ceiling, other.students)
+
+
+def test_gold_labels_of_the_test_are_never_released(tmp_path):
+    _, plan, _ = plan_of(tmp_path)
+    with pytest.raises(UserError, match="are sealed for evaluation"):
+        plan.vault.release(plan.pools(0).test.ids[:1], "supervisor")
+
+
+def test_nothing_of_the_test_is_read_before_it_is_judged(tmp_path):
+    split, _, by_id = plan_of(tmp_path)
+    read = weak_to_strong.learnable(split, by_id)
+    assert not {told(one) for one in read} & {told(row.conversation) for row in split.splits["test"]}
+    assert len(read) == sum(len(rows) for name, rows in split.splits.items() if name != "test")
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_classes_are_balanced_unless_data_are_to_stay(balance, tmp_path):
+    split, plan, _ = plan_of(tmp_path, f"data.balance={balance}")
+    assert plan.facts["dropped"] == len(split.dropped)
+    assert bool(split.dropped) is balance
+
+
+def test_a_task_reads_the_pairs_that_people_judged_on_its_axis(tmp_path):
+    asked = [Conversation.ask(f"{i} ?") for i in range(3)]
+    known = [{"helpful_id": 0}, {"safer_id": 1}, {"helpful_id": 1, "safer_id": 1}]
+    rows = [DualPair(id=str(i), prompt=asked[i], responses=("a", "b"), **known[i]) for i in range(3)]
+    write_jsonl(rows, tmp_path / "pairs.jsonl")
+    for task, wanted in (("reward", {"0": "a", "2": "b"}), ("cost", {"1": "a", "2": "a"})):
+        chosen = settings(f"task={task}", f"data.pairs={tmp_path / 'pairs.jsonl'}")
+        items, _ = weak_to_strong.read_items(chosen, chosen.data, RunFolder(tmp_path / task))
+        assert {one.record.id: one.shown[one.gold].response for one in items} == wanted
+
+
+def test_the_world_brings_what_was_not_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "pocket_world", lambda *what, **named: tmp_path)
+    given = ["supervisor={kind: probe, model: mine}", "intermediate=[{kind: probe}, {kind: words}]"]
+    found = weak_to_strong.in_world(settings(*given), None)
+    models = [one.model and one.model.name for one in (found.supervisor, *found.intermediate, found.student)]
+    assert models == ["mine", str(tmp_path / "policy"), None, str(tmp_path / "policy")]
+    assert found.data.pairs.path == str(tmp_path / "pairs.jsonl")
+    own = weak_to_strong.in_world(settings(*given, "data.pairs=own"), None)
+    assert own.data.pairs.path == "own"

@@ -15,7 +15,6 @@ from holdfast.engine.supervised import FitSettings, cut, fit, share
 from holdfast.errors import RunError, UserError
 from holdfast.losses import transfer as losses
 from holdfast.training.transfer import (
-    Kept,
     TransferBatch,
     TransferRow,
     TransferSettings,
@@ -307,20 +306,6 @@ def test_the_epoch_that_agrees_best_is_kept(tmp_path):
     assert torch.equal(chosen.weight, second.weight)
     agreed = json.loads((tmp_path / "with" / "selection.json").read_text(encoding="utf-8"))["agreement"]
     assert agreed[1] == 1 > max(agreed[0], agreed[2], agreed[3])
-
-
-def test_of_equal_epochs_the_earlier_is_kept():
-    model = linear()
-    kept = Kept(model, epochs=3)
-    first = model.weight.detach().clone()
-    kept.offer(0, 0.7)
-    with torch.no_grad():
-        model.weight.add_(1)
-    kept.offer(1, 0.7)
-    kept.offer(2, 0.6)
-    kept.restore()
-    assert torch.equal(model.weight, first)
-    assert kept.agreement.tolist() == [0.7, 0.7, 0.6]
 
 
 class Stop(RuntimeError):

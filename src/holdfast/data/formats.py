@@ -53,6 +53,11 @@ class Format:
 
 
 def _dual(row: Row, place: Place) -> DualPair:
+    if isinstance(row["prompt"], str):
+        raise ValueError(
+            "a judged pair has its prompt as messages; of answers to a text, best first, say so by rewards: null or "
+            "format: ranked"
+        )
     prompt = asked(conversation_of(row["prompt"], place))
     return DualPair.model_validate({**row, "id": place.base(row)["id"], "prompt": prompt})
 

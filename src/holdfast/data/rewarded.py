@@ -55,7 +55,7 @@ def pro(row: Row, place: Place) -> Ranked:
     """
     prompts = [_pro_prompt(prefix) for prefix in _several(row["prefix"], "prefix")]
     answers = [text_of(answer, f"suffix {i}") for i, answer in enumerate(_several(row["suffix"], "suffix"))]
-    if len(prompts) != len(answers):
+    if not prompts or len(prompts) != len(answers):
         raise ValueError(f"{len(prompts)} prefixes were given for {len(answers)} suffixes")
     if any(prompt != prompts[0] for prompt in prompts):
         raise ValueError("the prefixes differ, so the answers cannot be compared")

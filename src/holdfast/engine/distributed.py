@@ -1,6 +1,7 @@
 """How many processes work together, and the few ways in which they speak."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 Item = TypeVar("Item")
 
+# The others wait while the first process scores or samples for all, longer than the ten minutes that NCCL grants. Where
+# one process dies the launcher ends the others.
+_PATIENCE = timedelta(days=1)
 _BUCKET = 1 << 24  # elements: large enough that a collective is not all latency, small beside any model
 
 
@@ -26,7 +30,7 @@ class Processes:
         from accelerate import PartialState
 
         # Left to itself, PartialState overlooks a launcher where there is no accelerator.
-        state = PartialState(cpu=not torch.accelerator.is_available())
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=_PATIENCE)
         self.rank: int = state.process_index
         self.size: int = state.num_processes
         self.device: torch.device = state.device

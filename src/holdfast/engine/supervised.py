@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import nn
 
 from holdfast.config import Settings
+from holdfast.engine.best import Best, Contest, Judged
 from holdfast.engine.distributed import Processes
 from holdfast.engine.log import RunFolder
 from holdfast.engine.loop import Loop, every
@@ -82,10 +83,15 @@ class FitSettings(Settings):
 
 
 class FitResult(NamedTuple):
-    """The steps of the stage, and the numbers of its last evaluation (of its last step without one)."""
+    """The steps of the stage, and the numbers of its last evaluation (of its last step without one).
+
+    best: the step whose weights the model has, where they were judged, and all that were; the numbers are then its.
+    """
 
     steps: int
     metrics: dict[str, float]
+    best: Judged | None = None
+    judged: tuple[Judged, ...] = ()
 
 
 def fit(
@@ -97,12 +103,16 @@ def fit(
     *,
     stage: str,
     order: Order | None = None,
+    contest: Contest | None = None,
 ) -> FitResult:
     """Train `task.model` in place on `rows`, resuming where the run folder's checkpoint of `stage` stands.
 
     Row `metrics.jsonl`: the mean of each loss term per step, `grad_norm`, `lr`; `eval/NAME` where evaluated.
     order: which rows each step takes, and how many steps there are; without one every epoch shuffles all rows. A
-    finished stage is only loaded. Raises `UserError` without rows, `RunError` when training cannot go on.
+    finished stage is only loaded. contest: how weights are judged now and then, the best of which are put in place at
+    the end; the training itself stays the same, to the bit.
+
+    Raises `UserError` without rows, `RunError` when training cannot go on.
     """
     if not rows:
         raise UserError(f"{stage}: no rows to train on")
@@ -119,6 +129,8 @@ def fit(
         batches = [task.collate(part) for part in _parts(task, own, settings.micro_tokens)]
         numbers = step.step(batches, task.loss, task.counts, task.weights)
         run.log(stage, number, numbers)
+        if best is not None:
+            best.look(number)
         if not eval_rows or not (number == total or every(settings.eval_every, number)):
             return numbers
         found = evaluate(task, eval_rows, settings.micro_tokens, run.processes)
@@ -126,7 +138,14 @@ def fit(
         return found
 
     loop = Loop(run, stage, total, {"model": task.model}, {"step": step}, settings.checkpoint_every)
-    return FitResult(total, loop.go(advance, settings.seed))
+    best = None if contest is None else Best(contest, loop)
+    last = loop.go(advance, settings.seed)
+    if best is None:
+        return FitResult(total, last)
+    chosen = best.take()
+    if eval_rows and chosen.step < total:
+        last = evaluate(task, eval_rows, settings.micro_tokens, run.processes)
+    return FitResult(total, last, chosen, tuple(best.of))
 
 
 def evaluate(

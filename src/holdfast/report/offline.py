@@ -8,7 +8,7 @@ import numpy as np
 
 from holdfast.report import offline_plots
 from holdfast.report.panels import Drawing, Panel
-from holdfast.report.read import Array, Row, Run, as_estimate, as_number
+from holdfast.report.read import Array, Row, Run, as_estimate, as_number, column
 from holdfast.report.words import MINUS, Finding, interval_in_words, number, percent
 
 # Loss terms of which a policy that learns from given answers logs one; no policy that samples its own does.
@@ -67,7 +67,8 @@ FATES = {"drop": "left out", "weight": "weighed less", "report": "only counted"}
 class Learned:
     """What the page shows of the answers behind a policy.
 
-    drawings: how many were left, and their advantages; limits: a row of text for each limit; value: sentences on V.
+    drawings: how many were left, their advantages, and where one was chosen the step that earned most; limits: a row of
+    text for each limit; value: sentences on V.
     """
 
     drawings: list[Drawing]
@@ -80,7 +81,7 @@ def learned_from(run: Run) -> Learned | None:
     if not counts(run.summary):
         return None
     return Learned(
-        drawings=[*_counted(run), *_advantages(run)],
+        drawings=[*_counted(run), *_advantages(run), *_best(run)],
         limits=[_limit(one) for one in run.summary.get("offline_limits", ())],
         value=list(value_in_words(run.summary)),
     )
@@ -103,7 +104,8 @@ def headline(run: Run, untested: Finding) -> Finding | None:
     (_, given), (_, rows) = left[0], left[-1]
     found = run.summary.get("offline")
     if found is None:
-        return Finding("", f"Learned from {rows:,.0f} of {given:,.0f} rankings", untested.sentence)
+        title = f"Learned from {rows:,.0f} of {given:,.0f} rankings"
+        return Finding("", title, f"{_left_out(run.summary)}{untested.sentence}")
     kept = found["kept"]
     title = f"Learned from {kept:,.0f} of {given:,.0f} given answers"
     return Finding("", title, f"{_left_out(run.summary)}{untested.sentence}")
@@ -111,7 +113,8 @@ def headline(run: Run, untested: Finding) -> Finding | None:
 
 def _left_out(summary: Mapping[str, Any]) -> str:
     """Why answers were not learned from, as sentences."""
-    worse = summary["offline"]["rows"] - summary["offline"]["kept"]
+    found = summary.get("offline")
+    worse = found["rows"] - found["kept"] if found else 0
     watching = _watching(summary)
     told = (
         (_given(summary) - _within(summary), f"lie beyond a limit{'' if watching else ' or only watch the training'}"),
@@ -123,7 +126,7 @@ def _left_out(summary: Mapping[str, Any]) -> str:
 
 def _watching(summary: Mapping[str, Any]) -> float:
     """How many answers were held out; 0 where nothing says so."""
-    return _within(summary) - summary["offline"]["rows"]
+    return summary.get("watching", 0) if "offline" not in summary else _within(summary) - summary["offline"]["rows"]
 
 
 def counts(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
@@ -134,7 +137,9 @@ def counts(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
     >>> counts({"offline": {"rows": 90.0, "kept": 60.0, "effective_size": 41.2}, "annotations": {"answers": 100}})
     [('given', 100), ('to learn from', 90.0), ('better than V', 60.0), ('as many equal ones', 41.2)]
     """
-    found = summary.get("offline") or ({"rows": summary["rankings"]} if "rankings" in summary else None)
+    found = summary.get("offline")
+    if found is None and "rankings" in summary:
+        found = {"rows": summary["rankings"] - _watching(summary)}
     if found is None:
         return []
     left = [("given", _given(summary))]
@@ -184,11 +189,11 @@ def _counted(run: Run) -> Iterator[Drawing]:
 
 def _use(run: Run) -> Iterator[str]:
     """How often answers were drawn, and what those that were not learned from are for."""
+    if watching := _watching(run.summary):
+        yield f"{watching:,.0f} more only watch the training."
     found = run.summary.get("offline")
     if found is None:
         return
-    if watching := _watching(run.summary):
-        yield f"{watching:,.0f} more only watch the training."
     batch = as_number((run.config.get("fit") or {}).get("batch_size"))
     if batch is not None:
         draws = found["steps"] * batch
@@ -217,6 +222,26 @@ def _drawn(run: Run, values: Array) -> Array | None:
         return None
     weights = np.maximum(values, 0.0) ** (as_number(settings.get("priority_exponent")) or 1.0)
     return weights if weights.any() else None
+
+
+def _best(run: Run) -> Iterator[Drawing]:
+    """What the policy earned while it learned, and which step goes on; nothing where the last one simply did."""
+    found = run.summary.get("best")
+    if found is None:
+        return
+    steps, values = column(found["of"], "value")
+    end = found["of"][-1]
+    last = as_number(end["value"]) if end["step"] > found["step"] else None
+    ended = "" if last is None else f"; after the last, {end['step']:,}, it earned {number(last)}"
+    asked, shared = found["prompts"]["asked"], found["prompts"]["in_the_exam"]
+    apart = f"{shared:,} of them are in the exam, whose numbers flatter" if shared else "none of them is in the exam"
+    note = (
+        f"The policy of step {found['step']:,} goes on: its answers to {asked:,} prompts earned "
+        f"{number(found['value'])} on average, the most of {len(found['of'])} steps{ended}. "
+        f"Answers to these prompts were not learned from, and {apart}."
+    )
+    title = "What the policy earned while it learned"
+    yield Drawing(title, offline_plots.best(steps, values, float(found["step"]), alt=title), note)
 
 
 def _limit(told: Row) -> tuple[str, ...]:

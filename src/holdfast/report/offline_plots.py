@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from holdfast.report.plots import DRAWN, INK, MUTED, SERIES, STYLE, frame, inline
 from holdfast.report.read import Array
@@ -71,4 +72,32 @@ def advantages(values: Array, drawn: Array | None, better: float, alt: str) -> M
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}".replace("-", MINUS))
         axes.set_title("%", loc="left", fontsize=9, color=MUTED)
         axes.set_xlabel("advantage", loc="right")
+        return inline(figure, alt)
+
+
+def best(steps: Array, values: Array, chosen: float, alt: str) -> Markup:
+    """Return what a policy earned at the steps at which it was judged, the one that goes on marked and named.
+
+    steps, values: (n,); chosen: the step that goes on, one of them.
+    """
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+        figure, axes = frame(4.6, 2.6, left=0.13, right=0.98, top=0.83)
+        axes.plot(steps, values, color=SERIES[0], gid="curve", **DRAWN["held out"])
+        top = float(values[steps == chosen][0])
+        axes.plot([chosen], [top], "o", markersize=9, markerfacecolor="none", color=INK, gid="chosen")
+        axes.axvline(chosen, **DRAWN["limit"])
+        words, late = f"step {chosen:,.0f}", chosen > steps.mean()
+        axes.annotate(
+            words,
+            (chosen, 1.0),
+            (-4 if late else 4, 3),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="right" if late else "left",
+            va="bottom",
+        )
+        axes.set_title("mean reward", loc="right" if not late else "left", fontsize=9, color=MUTED)
+        axes.set_xlabel("step", loc="right")
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
+        axes.margins(x=0.03, y=0.12)
         return inline(figure, alt)

@@ -86,7 +86,7 @@ def decode(
     with remembering(model, prompts, n, steps) as (cache, logits):
         rows = _Rows(cache, logits, prompts, n, sampling)
         for step in range(steps):
-            probabilities = distribution(rows.logits, sampling, rows.seen)
+            probabilities = distribution(_words(model, rows.logits), sampling, rows.seen)
             token = probabilities.argmax(-1) if sampling.greedy else draw(probabilities, uniform[rows.index, step])
             drawn.append((rows.index, token, probabilities.gather(-1, token[:, None]).squeeze(-1).log()))
             ended = torch.isin(token, stops)
@@ -94,6 +94,14 @@ def decode(
                 break
             rows.advance(token, ended)
     return _responses(drawn, len(uniform), stop_ids)
+
+
+def _words(model: nn.Module, logits: Tensor) -> Tensor:
+    """The logits (R, V) without the token that stands for a picture, whose reader would look for a further picture."""
+    placeholder = getattr(model.config, "image_token_id", None)
+    if placeholder is None:
+        return logits
+    return logits.index_fill(1, torch.tensor([placeholder], device=logits.device), -torch.inf)
 
 
 def _responses(

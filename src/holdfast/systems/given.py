@@ -33,6 +33,7 @@ from holdfast.training.value import ValueSettings, fit_value
 Reference = Callable[[], AbstractContextManager[nn.Module]]
 Item = TypeVar("Item", bound=Record)
 Found = TypeVar("Found")
+Terms = Mapping[str, RewardTerm]
 FOLDER = "annotations"
 # What an answer is worth unless a run says otherwise.
 REWARD = {"reward": RewardTerm()}
@@ -85,7 +86,7 @@ def with_answers(data: OfflineData | None) -> OfflineData | None:
     return data.model_copy(update={"sft": data.sft or own, "prompts": data.prompts or own})
 
 
-def gather(bench: dual.Bench, data: OfflineData, terms: Mapping[str, RewardTerm], limits: Sequence[str]) -> Answers:
+def gather(bench: dual.Bench, data: OfflineData, terms: Terms, limits: Sequence[str]) -> Answers:
     """The answers to learn from, with rewards of their own or from the run's models: `data.answers`, or the SFT pool.
 
     Raises `UserError` where there is none, and for answers without a reward.
@@ -139,7 +140,7 @@ def scores_of(
 
     Scorers may vary, as endpoints do, so what they said is kept in `annotations/NAME.json` for a run that is resumed.
     """
-    _scored_by(bench, needed)
+    scored_by(bench, needed)
 
     def ask() -> dict[str, list[float | None]]:
         found = stages.scores_by_name(bench.scorer)(answered)
@@ -174,8 +175,10 @@ def _told(conversations: Sequence[Conversation]) -> list[Any]:
     return [one.model_dump(mode="json") for one in conversations]
 
 
-def _worth(scores: Mapping[str, Tensor], terms: Mapping[str, RewardTerm], answered: Sequence[Conversation]) -> Tensor:
-    """(N,) what the answers are worth, or `UserError` that names those without a score."""
+def _worth(scores: Mapping[str, Tensor], terms: Terms, answered: Sequence[Conversation]) -> Tensor:
+    """(N,) what the answers are worth, NaN where nobody asks, or `UserError` that names those without a score."""
+    if not terms:
+        return torch.full((len(answered),), math.nan, dtype=torch.float64)
     reward = reward_of(scores, terms)
     lacking = [one.id or "without an id" for one, known in zip(answered, reward.isfinite().tolist()) if not known]
     if lacking:
@@ -186,7 +189,7 @@ def _worth(scores: Mapping[str, Tensor], terms: Mapping[str, RewardTerm], answer
     return reward
 
 
-def _scored_by(bench: dual.Bench, needed: Sequence[str], otherwise: str = "") -> None:
+def scored_by(bench: dual.Bench, needed: Sequence[str], otherwise: str = "") -> None:
     """None, or `UserError` for a score that no model of the run gives."""
     if missing := [name for name in needed if name not in bench.scorer.names]:
         raise UserError(
@@ -216,12 +219,7 @@ def within(answers: Answers, limits: Sequence[OfflineLimit], bench: dual.Bench) 
 
 
 def annotated(
-    bench: dual.Bench,
-    answers: Answers,
-    terms: Mapping[str, RewardTerm],
-    value: ValueStage,
-    reference: Reference,
-    margin: float,
+    bench: dual.Bench, answers: Answers, terms: Terms, value: ValueStage, reference: Reference, margin: float
 ) -> tuple[list[Encoded], Annotations]:
     """The encoded answers with V, advantages and reference log-probabilities, kept in the folder `annotations`."""
     rows = [bench.template.answered(one) for one in answers.conversations]
@@ -231,14 +229,19 @@ def annotated(
     # Outside, because a reference that shares the policy's weights is open without gradients.
     head = _value_head(bench, *learned_from, value)
     origin = {"scorer": scorer_digest(bench, terms), "margin": margin}
-    finished = stages.on_main(bench.run, lambda: (folder / CARD).is_file())
-    with reference() as frozen:
-        if finished:
-            found = Annotations.load(folder, facts_of(reader(bench, frozen), head, rows, answers.reward, **origin))
-        else:
-            components = {name: answers.scores[name] for name in terms}
-            found = annotate(reader(bench, frozen), head, rows, answers.reward, components=components, **origin)
-            stages.on_main(bench.run, lambda: (head.save(folder / "value_head"), found.save(folder)))
+
+    def written() -> dict[str, Any]:
+        with reference() as frozen:
+            told = reader(bench, frozen), head, rows, answers.reward
+            if not (folder / CARD).is_file():
+                components = {name: answers.scores[name] for name in terms}
+                found = annotate(*told, components=components, **origin)
+                head.save(folder / "value_head")
+                found.save(folder)
+            return facts_of(*told, **origin)
+
+    # All processes read one file: an advantage that rounding lifts above zero in one of them must be kept by all.
+    found = Annotations.load(folder, stages.on_main(bench.run, written))
     bench.facts["annotations"] = summary = found.summary()
     stages.say(
         f"annotations: {summary['kept']} of {summary['answers']} answers are better than the reference's on their "
@@ -253,12 +256,7 @@ def reader(bench: dual.Bench, frozen: nn.Module) -> Reader:
 
 
 def _earned(
-    bench: dual.Bench,
-    rows: Sequence[Encoded],
-    answers: Answers,
-    terms: Mapping[str, RewardTerm],
-    value: ValueStage,
-    reading_it: Reader,
+    bench: dual.Bench, rows: Sequence[Encoded], answers: Answers, terms: Terms, value: ValueStage, reading_it: Reader
 ) -> tuple[PromptStates, Tensor, Tensor]:
     """States of prompts, and of each answer that V learns from, the reference's own or given, its prompt and reward."""
     if value.learn_from == "samples":
@@ -280,11 +278,9 @@ def _value_head(bench: dual.Bench, prompts: PromptStates, of: Tensor, earned: Te
     return found.head
 
 
-def _sampled(
-    bench: dual.Bench, terms: Mapping[str, RewardTerm], reading_it: Reader
-) -> tuple[PromptStates, Tensor, Tensor]:
+def _sampled(bench: dual.Bench, terms: Terms, reading_it: Reader) -> tuple[PromptStates, Tensor, Tensor]:
     """The states of the prompts to practise on, and for each of the reference's answers its prompt and reward."""
-    _scored_by(bench, list(terms), "; or set value.learn_from=data, which needs no scorer")
+    scored_by(bench, list(terms), "; or set value.learn_from=data, which needs no scorer")
     asked, rollout, seed = bench.pools.practise, bench.settings.rollout, bench.settings.seed
     starts = [bench.template.prompt(one) for one in asked]
 
@@ -300,7 +296,7 @@ def _sampled(
     return prompts, place[[i for i, _ in samples]], _worth(scores, terms, answered)
 
 
-def scorer_digest(bench: dual.Bench, terms: Mapping[str, RewardTerm]) -> str:
+def scorer_digest(bench: dual.Bench, terms: Terms) -> str:
     """A hash of what rewards follow from: the terms, the run's own models, and the settings of all other scorers."""
     models = {name: getattr(bench, name) for name in ("reward", "cost", "attributes")}
     weights = {name: network_digest(model.network) for name, model in models.items() if model is not None}
@@ -310,19 +306,24 @@ def scorer_digest(bench: dual.Bench, terms: Mapping[str, RewardTerm]) -> str:
 
 
 def rewarded_rows(bench: dual.Bench, answers: Answers, weight: Tensor) -> list[OfflineRow]:
-    """Rows for methods that ask neither V nor the reference."""
+    """Rows for methods that do not ask V."""
     rows = [bench.template.answered(one) for one in answers.conversations]
     known = zip(rows, answers.reward.tolist(), weight.tolist())
     return [OfflineRow(row, reward=reward, weight=own) for row, reward, own in known]
 
 
 def rankings(
-    bench: dual.Bench, data: OfflineData, terms: Mapping[str, RewardTerm], limits: Sequence[OfflineLimit], scored: bool
+    bench: dual.Bench,
+    data: OfflineData,
+    terms: Terms,
+    limits: Sequence[OfflineLimit],
+    scored: bool,
+    judged: bool = False,
 ) -> list[Ranked]:
     """Rankings to learn from, those whose best answer is beyond a limit left out.
 
     scored: order each by its rewards, as PRO needs, or where some bring none by those of this run's models; without,
-    pairs of the answer that people preferred, or else the best, and the worst.
+    pairs of the answer that people preferred, or else the best, and the worst. judged: the terms are read elsewhere.
     """
     if data.ranked is not None:
         found = in_no_other_fold(bench, reading.ranked(data.ranked, bench.run), "ranked")
@@ -330,7 +331,7 @@ def rankings(
         found = [as_ranked(pair, "pairs") for pair in bench.pools.pairs if _preferred(pair)]
     if scored and any(one.rewards is None for one in found):
         found = _by_score(bench, found, terms)
-    elif scored and found and terms != REWARD:
+    elif scored and found and terms != REWARD and not judged:
         raise UserError("data.ranked brings its rewards, so `rewards` would not be read; leave it out")
     found = _decided(found, scored)
     if not found:
@@ -341,7 +342,8 @@ def rankings(
         return found
     best = [one.prompt.answer(one.responses[0]) for one in found]
     scores = scores_of(bench, best, [*dict.fromkeys(limit.score for limit in limits)], "limited_scores")
-    admitted = admit(scores, limits, torch.zeros(len(found)))
+    worth = [one.rewards[0] if one.rewards else math.nan for one in found]
+    admitted = admit(scores, limits, torch.tensor(worth))
     _tell(bench, admitted)
     return [one for one, kept in zip(found, admitted.kept.tolist()) if kept]
 
@@ -350,9 +352,11 @@ def _preferred(pair: DualPair) -> bool:
     return pair.helpful_id is not None or pair.safer_id is not None
 
 
-def _by_score(bench: dual.Bench, found: Sequence[Ranked], terms: Mapping[str, RewardTerm]) -> list[Ranked]:
+def _by_score(bench: dual.Bench, found: Sequence[Ranked], terms: Terms) -> list[Ranked]:
     """The rankings in the order of this run's rewards; equal rewards keep the order given."""
     answered = [one.prompt.model_copy(update={"id": one.id}).answer(text) for one in found for text in one.responses]
+    unknown = [one.rewards for one in found].count(None)
+    scored_by(bench, list(terms), f": {unknown} of {len(found)} rankings bring no rewards, by which pro orders them")
     scores = scores_of(bench, answered, list(terms), "ranking_scores")
     rewards = iter(_worth(scores, terms, answered).tolist())
     return [

@@ -213,7 +213,7 @@ def conversations(source: DataSettings, run: RunFolder) -> list[Conversation]:
 
 def records(source: DataSettings, name: str, run: RunFolder) -> list[Readable]:
     """The records of one source; rows that cannot be used are set aside in the run folder, and counted."""
-    rows = read(source, run.path / f"skipped-{name}.jsonl")
+    rows = read(source, run.path / f"skipped-{name}.jsonl" if run.processes.is_main else None)
     if rows.bad:
         say(f"data.{name}: {rows.skipped} rows cannot be used; they and the reasons are in skipped-{name}.jsonl")
     return rows.records
@@ -238,13 +238,15 @@ def _imitated(records: Sequence[Readable]) -> list[Conversation]:
 
 
 def _answered(record: Readable) -> Conversation:
-    """The conversation to imitate: the record's own, or the best answer of a ranking, or of a pair the more helpful
-    (else safer) one."""
+    """The conversation to imitate: the record's own, or the best answer of a ranking, or of a pair the chosen, more
+    helpful, else safer one."""
     if isinstance(record, DualPair):
         chosen = record.helpful_id if record.helpful_id is not None else record.safer_id or 0
         return record.prompt.model_copy(update={"id": record.id}).answer(record.responses[chosen])
     if isinstance(record, Ranked):
         return record.prompt.model_copy(update={"id": record.id}).answer(record.responses[0])
+    if isinstance(record, Pair):
+        return record.prompt.model_copy(update={"id": record.id}).answer(record.chosen)
     if isinstance(record, Conversation):
         return record
     own = getattr(record, "conversation", None)

@@ -21,6 +21,7 @@ from holdfast.data.split import share_of
 from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
 from holdfast.preference.weak_labels import WIDE, Calibration, Kind, WeakLabels, calibrate, cross_fitted, sha256_of
+from holdfast.systems import stages
 from holdfast.systems.transfer_plan import Curve, Outcome, Plan, Pool, Pools
 from holdfast.systems.transfer_report import reported
 from holdfast.training.learners import Learner, Predictor, Select, Watch
@@ -115,7 +116,8 @@ class _Bench:
             "data_sha256": plan.data_sha256 or sha256_of(id for pool in pools for id in pool.ids),
             "split_sha256": sha256_of(f"{kind} {hash_of(pool.ids)}" for kind, pool in self.pools.named().items()),
         }
-        if not file.is_file():
+        # One answer for all: who looked later would see the table that the first has written by then.
+        if not stages.on_main(self.run, file.is_file):
             logits = torch.cat([self._asked(stage, predictor, pool) for pool in pools])
             ids = tuple(id for pool in pools for id in pool.ids)
             kind: Kind = "margin" if learner.pair else "soft"
@@ -124,7 +126,11 @@ class _Bench:
             if self.run.processes.is_main:
                 table.write(file)
             self.run.processes.barrier()
-        return WeakLabels.read(file, **stamp)
+        table = WeakLabels.read(file, **stamp)
+        if table.calibration.method != calibration.method:
+            known, wanted = table.calibration.method, calibration.method
+            raise UserError(f"{file} is stale: it was calibrated by {known}, now {wanted} is asked for; label again")
+        return table
 
     def _asked(self, stage: str, predictor: Predictor, pool: Pool) -> Tensor:
         """Logits (N, K) of a pool; where the supervisor has learned it, each item's by one that saw not its group."""

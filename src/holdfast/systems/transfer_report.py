@@ -33,7 +33,9 @@ def reported(plan: Plan, outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "seeds": list(plan.seeds),
         "learners": {"supervisor": plan.supervisor.name, "student": plan.student.name},
         "accuracy": per_seed,
-        "labels": [_labels(one.labels, pools.transfer.ids) for one in outcomes],
+        "labels": [
+            _labels(one.labels, plan.pools(seed).transfer.ids) for seed, one in zip(plan.seeds, outcomes, strict=True)
+        ],
         "students": students,
         "bootstrapping_ended": [one.ended for one in outcomes],
         "facts": dict(plan.facts),

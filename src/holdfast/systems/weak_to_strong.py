@@ -250,20 +250,22 @@ def divided(settings: WeakToStrong, data: WeakData, items: Sequence[Item]) -> Ha
 def planned(
     settings: WeakToStrong, split: Halves[Any], items: dict[str, Item], classes: Sequence[str], shop: Workshop
 ) -> Plan:
-    """Who learns what, and the vault with all gold labels."""
+    """Who learns what, and the vault with all gold labels.
+
+    The run's seed moves the plan's, by which every learner moves that of its fit.
+    """
     pooled = {name: _pool(rows, items) for name, rows in split.splits.items()}
     fresh = tuple(pooled[f"fresh_{i}"] for i in range(1, len(settings.intermediate) + 1))
 
     def pools(seed: int) -> Pools:
         rows = split.splits["weak_train"]
         if settings.weak_rows is not None:
-            rows = take(rows, settings.weak_rows, f"weak/{settings.seed + seed}", "the split weak_train")
+            rows = take(rows, settings.weak_rows, f"weak/{seed}", "the split weak_train")
         same = (pooled[name] for name in ("transfer", "validation", "test"))
         return Pools(_pool(rows, items), *same, fresh, pooled.get("audit", Pool()))
 
     shown = learnable(split, items)
     learner = partial(shop.build, answered=[one for one in shown if one.answered])
-    fit, supervised = (stages.offset(one, settings.seed) for one in (settings.fit, settings.supervised))
     return Plan(
         pools=pools,
         vault=Vault(
@@ -274,14 +276,14 @@ def planned(
         ),
         supervisor=learner("supervisor"),
         student=learner("student"),
-        supervised=learning(supervised),
-        ceiling=learning(fit),
-        students={name: learning(fit, one) for name, one in settings.losses.items()},
+        supervised=learning(settings.supervised),
+        ceiling=learning(settings.fit),
+        students={name: learning(settings.fit, one) for name, one in settings.losses.items()},
         seeds=tuple(settings.seed + seed for seed in settings.seeds),
         calibrate=settings.calibrate,
         cross_fit=settings.cross_fit,
         intermediate=tuple(
-            (learner(f"intermediate_{i}"), learning(fit, settings.losses["soft"]))
+            (learner(f"intermediate_{i}"), learning(settings.fit, settings.losses["soft"]))
             for i in range(1, len(settings.intermediate) + 1)
         ),
         unsafe=classes.index(settings.unsafe) if settings.unsafe else None,

@@ -99,9 +99,14 @@ def _facts(beyond: Tensor, unknown: Tensor, reward: Tensor) -> dict[str, Any]:
         "answers": len(reward),
         "beyond": int(beyond.sum()),
         "without_score": int(unknown.sum()),
-        "reward_within": float(inside.mean()) if len(inside) else None,
-        "reward_beyond": float(outside.mean()) if len(outside) else None,
+        "reward_within": _mean(inside),
+        "reward_beyond": _mean(outside),
     }
+
+
+def _mean(reward: Tensor) -> float | None:
+    """The mean reward of some answers; None where there are none, or where nobody knows what one is worth."""
+    return float(reward.mean()) if len(reward) and bool(reward.isfinite().all()) else None
 
 
 def _score(scores: Mapping[str, Tensor], name: str, section: str) -> Tensor:

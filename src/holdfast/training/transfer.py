@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from holdfast.config import Settings
 from holdfast.data.schema import Conversation
+from holdfast.engine.best import Contest
 from holdfast.engine.distributed import Processes
 from holdfast.engine.log import RunFolder
 from holdfast.engine.order import Order, Shuffled
-from holdfast.engine.supervised import FitSettings, cut, evaluate, fit, share
+from holdfast.engine.supervised import FitSettings, cut, fit, share
 from holdfast.errors import UserError
 from holdfast.losses import transfer as losses
 from holdfast.losses.reduce import Sum, over
@@ -232,55 +233,6 @@ class TransferTask:
         return {place: target for (place, _), target in zip(seen, targets)}
 
 
-class Kept(nn.Module):
-    """A network with its weights at the end of the epoch at which it agreed best with held-out labels.
-
-    agreement: (E,) of every epoch, -1 for those to come. All of it is in every checkpoint, so a run that is begun
-    again chooses as it would have chosen.
-    """
-
-    agreement: Tensor
-
-    def __init__(self, network: nn.Module, epochs: int) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("agreement", torch.full((epochs,), -1.0, dtype=torch.float64))
-        for i, weight in enumerate(self._learned()):
-            self.register_buffer(f"kept_{i}", weight.detach().clone())
-
-    @torch.no_grad()
-    def offer(self, epoch: int, agreement: float) -> None:
-        """Keep the weights as they are now, after `epoch` from 0, if they agree better than all before."""
-        if agreement > float(self.agreement.max()):
-            for i, weight in enumerate(self._learned()):
-                self.get_buffer(f"kept_{i}").copy_(weight)
-        self.agreement[epoch] = agreement
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        """Put the weights that were kept into the network."""
-        for i, weight in enumerate(self._learned()):
-            weight.copy_(self.get_buffer(f"kept_{i}"))
-
-    def _learned(self) -> list[nn.Parameter]:
-        return [weight for weight in self.network.parameters() if weight.requires_grad]
-
-
-class _ByEpoch(TransferTask):
-    """The task with something done at the end of every epoch: `ended` takes the epoch, from 0."""
-
-    def __init__(self, *args: Any, ended: Callable[[int], None], per_epoch: int, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.ended, self.per_epoch = ended, per_epoch
-
-    def begin(self, step: int, total: int) -> None:
-        # Before the first step of the next epoch: a run that was stopped between the two does it all the same.
-        epoch, place = divmod(step - 1, self.per_epoch)
-        if epoch and not place:
-            self.ended(epoch - 1)
-        super().begin(step, total)
-
-
 def train(
     network: nn.Module,
     forward: Forward,
@@ -294,27 +246,31 @@ def train(
 ) -> None:
     """Train `network` in place; with `held_out` rows it ends as it was when it agreed best with their labels.
 
-    Of equals the earlier is taken; `selection.json` says how each epoch agreed. watch: called with the number of the
-    epoch, from 1, at its end, while the network is what it is then. The run's stage `transfer` is resumed, and only
-    loaded when it is finished.
+    Of equals the earlier is taken; `selection.json` says how each epoch agreed. watch: called by the first process with
+    the number of the epoch, from 1, at its end, while the network is what it is then. The run's stage `transfer` is
+    resumed, and only loaded when it is finished.
     """
     epochs = settings.fit.epochs
     order = Shuffled(len(rows), settings.fit.batch_size, epochs, settings.fit.seed)
-    kept = Kept(network, epochs) if held_out else None
+    task = TransferTask(network, forward, rows, settings, prior, order=order, processes=run.processes)
 
-    def ended(epoch: int) -> None:
-        if kept is not None:
-            kept.offer(epoch, evaluate(task, held_out, settings.fit.micro_tokens)["agreement"])
+    def agreement() -> float:
+        # The first process judges alone: it may not ask the others for their share, as `evaluate` would.
+        told = torch.stack([row.weak for row in held_out]).argmax(-1)
+        found = predicted(network, forward, [row.input for row in held_out], settings.fit.micro_tokens or 16384)
+        return float((found.argmax(-1) == told).double().mean())
+
+    def judge(step: int) -> float:
+        epoch = step * epochs // order.steps
         if watch is not None:
-            watch(epoch + 1)
+            watch(epoch)
+        # With nothing to choose by the last epoch is the best.
+        return agreement() if held_out else float(epoch)
 
-    options = {"order": order, "processes": run.processes, "ended": ended, "per_epoch": order.steps // epochs}
-    task = _ByEpoch(kept or network, forward, rows, settings, prior, **options)
-    fit(task, rows, (), settings.fit, run, stage=task.name, order=order)
-    ended(epochs - 1)
-    if kept is not None:
-        kept.restore()
-        run.write_json("selection.json", {"agreement": kept.agreement.tolist()})
+    contest = Contest(judge, epochs, "agreement" if held_out else "epoch") if held_out or watch else None
+    found = fit(task, rows, (), settings.fit, run, stage=task.name, order=order, contest=contest)
+    if held_out:
+        run.write_json("selection.json", {"agreement": [one.value for one in found.judged]})
 
 
 def predicted(network: nn.Module, forward: Forward, inputs: Sequence[Any], tokens: int = 16384) -> Tensor:

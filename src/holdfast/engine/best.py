@@ -1,0 +1,121 @@
+"""The best weights of a supervised stage: judged now and then, kept as files, put back at its end.
+
+A run that is killed anywhere and resumed chooses the same step and ends with the same weights.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from holdfast.engine.guard import snapshots
+from holdfast.engine.loop import Loop
+from holdfast.engine.seeds import random_state, restore
+from holdfast.errors import RunError
+
+
+class Judged(NamedTuple):
+    """What the weights were worth after a step; NaN where nobody could say."""
+
+    step: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Contest:
+    """How the weights of a stage are judged: by a number, more being better, at `times` of its steps.
+
+    judge: called with the step, by the first process alone; it must leave the weights alone, and what it draws at
+    random is drawn again by the training as if it had not been. name: logged as `best/NAME`.
+    """
+
+    judge: Callable[[int], float]
+    times: int
+    name: str
+
+    def steps(self, total: int) -> set[int]:
+        """The steps after which to judge, spread evenly over `total`, the last among them; all where there are fewer.
+
+        >>> sorted(Contest(float, 3, "reward").steps(10)), sorted(Contest(float, 3, "reward").steps(2))
+        ([4, 7, 10], [1, 2])
+        """
+        return {-(-total * i // self.times) for i in range(1, self.times + 1)}
+
+
+class Best:
+    """Judges the weights that a loop trains and keeps the best beside its checkpoints, in `best`.
+
+    Of equal ones the earlier stay; those without a finite number are never the best. A snapshot holds what is
+    trainable, and is written once for each new best.
+    """
+
+    def __init__(self, contest: Contest, loop: Loop) -> None:
+        self.contest, self.loop = contest, loop
+        self.of: list[Judged] = []
+        loop.states = {**loop.states, "best": self}
+        self._due = contest.steps(loop.total)
+        self._folder = snapshots(loop.checkpoints, "best")
+
+    @property
+    def chosen(self) -> Judged | None:
+        """The best so far."""
+        known = (one for one in self.of if math.isfinite(one.value))
+        return max(known, key=lambda one: one.value, default=None)
+
+    def look(self, step: int) -> None:
+        """After step `step`: judge the weights if it is time, log it, and keep them if they are the best so far."""
+        if step not in self._due:
+            return
+        self._forget_from(step)
+        self.of.append(Judged(step, self._value(step)))
+        self.loop.run.log(self.loop.stage, step, {f"best/{self.contest.name}": self.of[-1].value})
+        if self.chosen is self.of[-1]:
+            self._write(step)
+
+    def take(self) -> Judged:
+        """Put the best weights in place and return their step; `RunError` where no judgement was a number."""
+        chosen = self.chosen
+        if chosen is None:
+            raise RunError(
+                f"{self.loop.stage}: none of {len(self.of)} judgements gave a finite {self.contest.name}, so no step "
+                "is the best; see that all that is judged gets its scores, or keep the last step, in a new folder"
+            )
+        self._folder.load(chosen.step, self.loop.modules)
+        return chosen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"of": [tuple(one) for one in self.of]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.of = [Judged(*one) for one in state["of"]]
+
+    def _value(self, step: int) -> float:
+        """What the first process finds; sampling takes no longer for all prompts than for a share of them."""
+        processes = self.loop.run.processes
+        value = math.nan
+        if processes.is_main:
+            before = random_state()
+            value = float(self.contest.judge(step))
+            restore(before)
+        return processes.gather([value])[0]
+
+    def _forget_from(self, step: int) -> None:
+        """Forget what a killed run kept of `step` and later, which are judged anew."""
+        if self.loop.run.processes.is_main:
+            for later in self._folder.steps():
+                if later >= step:
+                    self._folder.forget(later)
+
+    def _write(self, step: int) -> None:
+        if self.loop.run.processes.is_main:
+            self._folder.save(step, self.loop.modules, {})
+            self._thin_out()
+        self.loop.run.processes.barrier()
+
+    def _thin_out(self) -> None:
+        """Forget the snapshots that neither this run nor one resumed from a checkpoint of it could choose."""
+        kept = self._folder.steps()
+        known = [[step for step in kept if step <= point] for point in self.loop.checkpoints.steps()]
+        needed = {max(steps) for steps in (kept, *known) if steps}
+        for step in set(kept) - needed:
+            self._folder.forget(step)
