@@ -16,7 +16,7 @@ from typing import Any
 import turns
 from dpo_sides import Case
 from grpo_world import SIZES
-from turns import Book, Match, Run, counts, larger, measured
+from turns import Book, Match, Run, add_options, larger, measured
 
 TARGET = 1.5
 """By how much a step shall be faster where a prompt has twice the tokens of an answer or more."""
@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
         ("threads", 2, "threads of torch"),
         ("micro-tokens", 16384, "tokens in one pass of ours"),
     )
-    counts(parser, own, "pairs")
+    add_options(parser, own, "pairs")
     return parser.parse_args()
 
 

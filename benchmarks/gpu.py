@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from grpo_turns import contest
 from grpo_world import SIZES, Case
-from turns import Book, counts, installed
+from turns import Book, add_options, installed
 
 # Dense peaks that NVIDIA gives, in TFLOP/s. Float32 is that of ordinary units: torch rounds to TF32 only when told to.
 PEAKS = {"H100": {"bfloat16": 989.0, "float32": 67.0}, "H200": {"bfloat16": 989.0, "float32": 67.0}}
@@ -34,7 +34,7 @@ def arguments() -> argparse.Namespace:
         ("prompts", 32, "prompts of a step"),
         ("steps", 3, "timed steps of a process, after one that is not"),
     )
-    counts(parser, own, "answers")
+    add_options(parser, own, "answers")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="a model, lengths and a batch that any machine can run")
     parser.add_argument("--peak", type=float, help="TFLOP/s of the device, where this script does not know them")

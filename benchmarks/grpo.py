@@ -13,7 +13,7 @@ import argparse
 from grpo_scaling import scaling
 from grpo_turns import contest
 from grpo_world import SIZES, Case
-from turns import Book, counts
+from turns import Book, add_options
 
 TARGETS = {(512, 128): 3.0, (192, 64): 2.0}
 LEAST = 1.3
@@ -37,7 +37,7 @@ def arguments() -> argparse.Namespace:
         ("threads", 2, "threads of torch"),
         ("micro-tokens", 16384, "padded tokens in one pass of ours"),
     )
-    counts(parser, own, "answers")
+    add_options(parser, own, "answers")
     parser.add_argument(
         "--scaling", action="store_true", help="instead, how our step grows with group, prompt and model"
     )

@@ -59,7 +59,7 @@ def section(name: str) -> str:
     table = importlib.import_module(f"holdfast.studies.{name}").table(result)
     lines = ["| criterion | holds | measured | needed |", "|---|---|---|---|"]
     for one in result["criteria"]:
-        found = f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}] n={one['n']}" if one["n"] else "no run"
+        found = f"{one['value']:.3f} [{one['low']:.3f}, {one['high']:.3f}] n={one['n']}" if one["n"] else one["method"]
         lines.append(f"| {one['name']} | {'yes' if one['holds'] else 'NO'} | {found} | {one.get('needed', '')} |")
     return "\n" + table + "\n\n" + "\n".join(lines) + "\n\n"
 

@@ -88,7 +88,7 @@ def installed(package: str) -> str | None:
         return None
 
 
-def counts(parser: argparse.ArgumentParser, own: Iterable[tuple[str, int, str]], rows: str) -> None:
+def add_options(parser: argparse.ArgumentParser, own: Iterable[tuple[str, int, str]], rows: str) -> None:
     """Add the options that are numbers, a benchmark's own and those of all, and --out. rows: what TRL reads."""
     for name, value, text in (
         *own,
@@ -113,7 +113,7 @@ def measured(script: str, side: str, case: Any, moved: Path | None = None) -> Ru
 def contest(match: Match, book: Book, name: str, case: Any, repeats: int, rows: int) -> dict[str, Any]:
     """Compare the sides on a case and return its entry of the book; what the book knows already is not done again.
 
-    rows: as in `Case`, of TRL; -1 tries some and keeps the fastest.
+    rows: in one pass of TRL, 0 being all of a step; -1 tries some and keeps the fastest.
     """
     entry = book.entry(name, {key: value for key, value in asdict(case).items() if key not in OF_A_TURN})
     if "largest_difference" not in entry:

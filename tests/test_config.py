@@ -101,6 +101,10 @@ def test_wrong_value_is_named_with_its_path(values, said):
     assert said in refused(values)
 
 
+def test_settings_that_do_not_go_together_are_not_printed_whole():
+    assert refused({"seed": 3, "free": {"note": 1}}).strip().endswith("seed 3 is odd; take an even one")
+
+
 def test_every_problem_is_listed_at_once():
     said = refused({"sed": 1, "optimiser": {"learning_rate": -1}, "parts": [{}], "free": {"a": "b"}})
     for path in ("sed", "optimiser.learning_rate", "parts.0.name", "free.a"):

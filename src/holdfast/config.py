@@ -156,7 +156,9 @@ def _explain(kind: type[BaseModel], problem: Mapping[str, Any]) -> str:
     if problem["type"] == "missing":
         return f"{path}: required, and not given"
     message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[0].lower()}{message[1:]}; got {given!r}"
+    # A group of settings that do not go together may be long, and hold what nobody should print.
+    shown = "" if isinstance(given, Mapping) else f"; got {given!r}"
+    return f"{path}: {message[0].lower()}{message[1:]}{shown}"
 
 
 def _names_at(kind: Any, path: tuple[Any, ...]) -> list[str]:

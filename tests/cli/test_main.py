@@ -305,3 +305,31 @@ def test_env_names_versions_and_processors(holdfast):
 
 def test_report_of_something_that_is_no_run(holdfast, tmp_path):
     refused(holdfast("report", tmp_path), "is no run folder", "give the folder a run has written")
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("env",), "env works on one process, and a launcher started 2; start it alone"),
+        (("certify", "run", "test.yaml"), "certify works on one process"),
+        (("sweep", "hc_rlhf/pocket", "--over", "a=1,2"), "start it alone, and give the launcher as --launcher"),
+    ],
+)
+def test_what_several_processes_would_do_several_times_is_refused(holdfast, monkeypatch, words, said):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refused(holdfast(*words), said)
+
+
+def test_a_launcher_of_one_process_is_none(holdfast, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert holdfast("env").code == 0
+
+
+@pytest.mark.parametrize("rank, said", [("0", "error: no recipe"), ("1", "process 1: error: no recipe")])
+def test_an_error_says_whose_it_is(holdfast, monkeypatch, rank, said):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert holdfast("run", "nowhere").err.startswith(said)

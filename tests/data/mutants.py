@@ -87,6 +87,8 @@ _CHANGES = [
     (_IMAGES, "if pixels > settings.max_pixels:", "if pixels >= settings.max_pixels:"),
     (_IMAGES, "if image.sha256 and sha256(content) != image.sha256:", "if False:"),
     (_IMAGES, 'return picture.convert("RGB")', "return picture"),
+    (_IMAGES, "partial = target.with_name(", "partial = target or target.with_name("),
+    (_IMAGES, ".{uuid4().hex}.partial", ".partial"),
     (_TOKENIZER, "            initial_alphabet=alphabet,\n", ""),
     (_TOKENIZER, "if vocab_size <= len(SPECIAL)", "if vocab_size < len(SPECIAL)"),
     (_TOKENIZER, 'eos_token="<|end|>"', 'eos_token="<|pad|>"'),

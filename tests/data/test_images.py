@@ -2,6 +2,7 @@
 
 import io
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -88,6 +89,36 @@ def test_embedded_images_are_saved_once_under_their_hash(tmp_path) -> None:
     assert [file.name for file in (tmp_path / "out").iterdir()] == [f"{kept[0].sha256}.png"]
     with pytest.raises(UserError, match="must be a path, bytes or a Pillow image, not int"):
         keep(7, tmp_path)
+
+
+def test_a_picture_whose_writing_was_cut_short_is_not_there(tmp_path, monkeypatch) -> None:
+    stream = io.BytesIO()
+    Pillow.new("RGB", (4, 4), "red").save(stream, format="PNG")
+    whole = Path.write_bytes
+
+    def killed(file, content):
+        whole(file, content[:20])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt):
+        keep(stream.getvalue(), tmp_path)
+    monkeypatch.setattr(Path, "write_bytes", whole)
+    assert open_image(keep(stream.getvalue(), tmp_path), ImageSettings()).size == (4, 4)
+
+
+def test_a_picture_may_be_written_by_two_at_once(tmp_path, monkeypatch) -> None:
+    whole, waiting = Path.write_bytes, [b"a picture"]
+
+    def meanwhile(file, content):
+        whole(file, content)
+        if waiting:
+            keep(waiting.pop(), tmp_path)
+
+    monkeypatch.setattr(Path, "write_bytes", meanwhile)
+    kept = keep(b"a picture", tmp_path)
+    assert kept == refer(kept.path)
+    assert [str(file) for file in tmp_path.iterdir()] == [kept.path]
 
 
 def test_grey_and_transparent_pictures_become_rgb(tmp_path) -> None:

@@ -273,6 +273,15 @@ def test_a_finished_stage_is_only_loaded(tmp_path):
     assert logged(tmp_path) == rows
 
 
+def test_a_best_that_is_gone_cannot_be_replaced(tmp_path):
+    task = Climb()
+    go(tmp_path, task, near(task))
+    (best,) = (tmp_path / "checkpoints" / "climb" / "best").glob(f"step-{kept(tmp_path)[-1]:09d}")
+    (best / "model.safetensors").write_bytes(b"")
+    with pytest.raises(RunError, match=r"is damaged .* delete .*climb to learn anew"):
+        go(tmp_path, Climb(), judge=lambda step: pytest.fail("judged again"))
+
+
 class Together(Played):
     """A process that waits for the others too."""
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from played import play
 
 from holdfast.engine import distributed
 from holdfast.engine.distributed import Processes
+from holdfast.errors import RunError
 
 
 def at(rank, size):
@@ -55,3 +57,23 @@ def test_gradients_are_summed_in_buckets_of_one_type(monkeypatch):
     for number, parameter in enumerate(parameters):
         assert torch.equal(parameter.grad, torch.full_like(parameter, 2.0 * (number + 1)))
     assert unused.grad is None
+
+
+def test_what_the_first_process_found_is_everybodys():
+    asked = []
+
+    def work(rank):
+        asked.append(rank)
+        return {"value": 1.5}
+
+    assert play(3, lambda one: one.on_first(lambda: work(one.rank))) == [{"value": 1.5}] * 3
+    assert asked == [0]
+
+
+@pytest.mark.parametrize("problem", [RunError("the service failed"), OSError("disk full")])
+def test_what_the_first_process_cannot_do_ends_them_all_alike(problem):
+    def fail():
+        raise problem
+
+    found = play(2, lambda one: one.on_first(fail))
+    assert [(type(one), str(one)) for one in found] == [(type(problem), str(problem))] * 2

@@ -32,6 +32,13 @@ def test_the_first_signal_only_asks(number, capfd):
     assert f"{number.name}: stopping after this step; again to stop at once" in capfd.readouterr().err
 
 
+def test_where_several_hear_one_says_so(capfd):
+    with Interrupt(aloud=False) as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.requested == "SIGTERM"
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("first, second", [("SIGINT", "SIGINT"), ("SIGTERM", "SIGTERM"), ("SIGTERM", "SIGINT")])
 def test_the_second_signal_ends_at_once(first, second):
     program = TWICE.format(first=first, second=second)

@@ -140,6 +140,13 @@ def test_too_few_prompts_are_an_error(tmp_path):
         run_online(Toy(), [1, 2, 3], OnlineSettings(prompts_per_iteration=4), RunFolder(tmp_path), stage="policy")
 
 
+def test_every_process_needs_a_prompt(tmp_path):
+    run = RunFolder(tmp_path)
+    run.processes.size = 3
+    with pytest.raises(UserError, match="prompts_per_iteration is 2 and there are 3 processes, each of which answers"):
+        run_online(Toy(), range(6), OnlineSettings(prompts_per_iteration=2), run, stage="policy")
+
+
 def test_a_finished_stage_is_only_loaded_with_the_algorithms_state(tmp_path):
     settings = OnlineSettings(iterations=2, prompts_per_iteration=4)
     first, again = Toy(), Toy()

@@ -1,6 +1,7 @@
 """Wrong versions of `holdfast.models` that its tests must catch: file, text, wrong text, tests."""
 
 POLICY, TEST_POLICY = "src/holdfast/models/policy.py", "tests/models/test_policy.py"
+TEST_WORDS = "tests/rollout/test_generate_words.py"
 HEADS, TEST_HEADS = "src/holdfast/models/heads.py", "tests/models/test_heads.py"
 ADAPTERS, TEST_ADAPTERS = "src/holdfast/models/adapters.py", "tests/models/test_adapters.py"
 LOAD, TEST_LOAD = "src/holdfast/models/load.py", "tests/models/test_load.py"
@@ -13,7 +14,15 @@ MUTANTS = [
     # The state at a token predicts the next one, not itself.
     (POLICY, "input_ids[:, 1:][predicted]", "input_ids[:, :-1][predicted]", TEST_POLICY),
     (POLICY, "hidden[:, :-1][predicted]", "hidden[:, 1:][predicted]", TEST_POLICY),
-    (POLICY, "bias=head.bias, temperature=temperature, chunk=chunk)", "bias=head.bias, chunk=chunk)", TEST_POLICY),
+    (
+        POLICY,
+        "labels, bias=answer_bias(policy), temperature=temperature, chunk=chunk)",
+        "labels, bias=answer_bias(policy), chunk=chunk)",
+        TEST_POLICY,
+    ),
+    (POLICY, "never[placeholder] = NEVER", "never[placeholder] = 0", TEST_WORDS),
+    (POLICY, "NEVER = -1e4", "NEVER = -float('inf')", TEST_WORDS),
+    (POLICY, "never if head.bias is None else head.bias + never", "head.bias", TEST_WORDS),
     (POLICY, "position_ids=position_ids,", "position_ids=None,", TEST_POLICY),
     (POLICY, "module.training = mode", "module.training = True", TEST_POLICY),
     # The score is read at its index, not at the last column.

@@ -125,7 +125,7 @@ FOREIGN = {
         mode("mgda", TWO) | {"correction": {"drop": "geometric", "low": 0.7, "high": 1.4}, "overlong": "mask"},
         [],
     ),
-    "drift": ({"correction": {"largest_drift": 0.1}, "kl": {"coef": 0.3, "in_loss": 0.6, "estimator": "k2"}}, BOTH),
+    "drift": ({"correction": {"largest_drift": 0.4}, "kl": {"coef": 0.3, "in_loss": 0.6, "estimator": "k2"}}, BOTH),
 }
 
 

@@ -53,12 +53,15 @@ MUTANTS = [
     # Held-out pairs.
     (
         CHECK,
-        "return mean(values[self._ranked], clusters=prompts)",
-        "return mean(values[self._ranked])",
+        "return estimate(values[self._ranked], clusters=prompts)",
+        "return estimate(values[self._ranked])",
         TEST_CHECK,
     ),
     (CHECK, "return (margin > 0) + 0.5 * (margin == 0)", "return (margin > 0) + 0.0", TEST_CHECK),
     (CHECK, "wins(longer if higher else -longer)", "wins(longer)", TEST_CHECK),
+    (CHECK, "_over_prompts(share, wins(", "_over_prompts(mean, wins(", TEST_CHECK),
+    (CHECK, "_over_prompts(share, self._by_length", "_over_prompts(mean, self._by_length", TEST_CHECK),
+    (CHECK, "partial(mean, within=(-1, 1))", "mean", TEST_CHECK),
     (CHECK, "wins(self.first - self.second) -", "wins(self.second - self.first) -", TEST_CHECK),
     (CHECK, "if len(set(prompts)) > 1 else None", "", TEST_CHECK),
     (CHECK, "row.second.length - row.first.length", "row.first.length - row.second.length", TEST_CHECK),

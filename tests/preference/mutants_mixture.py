@@ -50,7 +50,7 @@ MUTANTS = [
     (HEADS, "key=lambda k: float(share[k]))", "key=lambda k: -float(share[k]))", TEST_HEADS),
     (HEADS, "one.high < 0.5", "one.value < 0.5", TEST_HEADS),
     (HEADS, "maximize=True", "maximize=False", TEST_HEADS),
-    (HEADS, "mean(column, clusters)", "mean(column)", TEST_HEADS),
+    (HEADS, "share(column, clusters)", "share(column)", TEST_HEADS),
     # Stage two.
     (ROUTER, "return self.log_prior if anchored else", "return self.log_prior if not anchored else", TEST_ROUTER),
     (ROUTER, "if (step - 1) % per_epoch == 0:", "if True:", TEST_ROUTER),
@@ -79,6 +79,9 @@ MUTANTS = [
     (PERSONAL, "for one in each)) / len(each) for", "for one in each) / len(each)) for", TEST_PERSONAL),
     (PERSONAL, "adapt(log_prior, mine[:size], tau)", "adapt(log_prior, mine[: size + 1], tau)", TEST_PERSONAL),
     (PERSONAL, "right(mine[most:], weights", "right(mine, weights", TEST_PERSONAL),
+    (PERSONAL, "self.sizes.index(size)], within=(0, 1))", "self.sizes.index(size)])", TEST_PERSONAL),
+    (PERSONAL, "widths.sum(), within=(0, 1))", "widths.sum())", TEST_PERSONAL),
+    (PERSONAL, "mean(column, users, within=(0, 1))", "mean(column, users)", TEST_PERSONAL),
     (PERSONAL, "at = np.log1p(self.sizes)", "at = np.array(self.sizes)", TEST_PERSONAL),
     (PERSONAL, "heights[0] + part * (oracle - heights[0])", "part * oracle", TEST_PERSONAL),
     (PERSONAL, "numbers[found].prod()", "numbers[found].mean()", TEST_PERSONAL),

@@ -12,6 +12,7 @@ from holdfast.models.tiny import tiny_policy
 from holdfast.preference.check import PairScores, prompt_of, score_pairs
 from holdfast.preference.pairs import UNKNOWN, PairRow, helpful_rows
 from holdfast.preference.tasks import CostTask, RewardTask
+from holdfast.stats.estimate import share
 
 
 def row(prompt, first=1, second=1, ranked=True, absolute=(UNKNOWN, UNKNOWN)):
@@ -30,6 +31,18 @@ def test_accuracy_counts_prompts_and_ties_half():
     # Prompt 1 is right once in two, prompt 2 ties, prompt 3 is right; the unranked pair is not asked.
     assert found.value == pytest.approx((0.5 + 0.5 + 1) / 3)
     assert found.n == 3
+
+
+def test_few_pairs_leave_an_accuracy_inside_its_range():
+    rows = [row(i, 2, 1) for i in range(4)]
+    scores = PairScores(rows, np.array([1.0, 1.0, 1.0, 0.0]), np.full(4, 0.5))
+    assert scores.accuracy() == share([1.0, 1.0, 1.0, 0.0], [0, 1, 2, 3])
+    assert 0 < scores.accuracy().low < 0.75 < scores.accuracy().high < 1
+    always = scores.shorter_is_higher(higher=False)
+    assert (always.value, always.high) == (1.0, 1.0)
+    assert 0 < always.low < 1, "four right ones prove little"
+    beyond = scores.over_shorter()
+    assert (beyond.value, beyond.high) == (0.75, 1.0)
 
 
 def test_without_two_prompts_that_are_ranked_there_is_no_accuracy():

@@ -73,6 +73,13 @@ def test_only_a_head_that_surely_prefers_harm_is_masked():
         audit(heads_of([[1.0]]), PairFeatures(torch.ones(3, 1), torch.zeros(3, 1)), ("a",), clusters=["p"] * 3)
 
 
+def test_two_pairs_are_no_proof_that_a_head_prefers_harm():
+    wrong = PairFeatures(torch.full((2, 1), -1.0), torch.zeros(2, 1))
+    [found] = audit(heads_of([[1.0]]), wrong, ("a",))
+    assert (found.accuracy.value, found.mask) == (0.0, False)
+    assert 0.5 < found.accuracy.high < 1
+
+
 def test_solutions_are_aligned_by_what_their_heads_say():
     delta = torch.randn(40, 4, generator=torch.Generator().manual_seed(2))
     order = [2, 0, 3, 1]

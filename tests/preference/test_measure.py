@@ -44,7 +44,7 @@ def test_the_length_rule_is_the_better_of_two_and_the_gain_is_taken_pair_by_pair
     found = measure("reward", scores, evidence, "help", 50).pairs
     assert found.length_rule == "longer"
     assert found.length_accuracy.value == pytest.approx((1 + 1 + 0 + 0.5) / 4)
-    assert found.gain == mean([0.0, 0.0, 1.0, -0.5], [1, 2, 3, 4])
+    assert found.gain == mean([0.0, 0.0, 1.0, -0.5], [1, 2, 3, 4], within=(-1, 1))
     shorter = measure("reward", scores, gather([pair(i, "a", "bbb") for i in range(4)]), "help", 50).pairs
     assert (shorter.length_rule, shorter.length_accuracy.value) == ("shorter", 1.0)
 
@@ -84,6 +84,12 @@ def test_signs_are_held_against_labels_and_against_the_majority():
     assert found.balanced_accuracy.value == pytest.approx((1 / 2 + 3 / 4) / 2)
     assert found.auc.value == auc(scores[:-1], np.array(evidence.unsafe[:-1]))
     assert (found.harmful.value, found.called_harmful.value) == pytest.approx((2 / 6, 2 / 6))
+
+
+def test_a_loss_against_the_majority_ends_at_all_of_it():
+    evidence, scores = answers([(-1.0, 1), (-1.0, 1), (1.0, 1)])
+    found = measure("cost", scores, evidence, "harm", 50).harm.over_majority
+    assert (found.value, found.low) == (pytest.approx(-2 / 3), -1.0)
 
 
 def test_the_majority_may_be_harmful():

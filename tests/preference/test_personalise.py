@@ -141,6 +141,12 @@ def test_curves_are_summed_up_by_hand():
     assert Curve((0,), tuple(range(20)), np.arange(20.0)[:, None]).worst_decile(0) == 0.5
 
 
+def test_two_people_leave_a_curve_inside_its_range():
+    curve = Curve((0, 1), ("a", "b"), np.array([[0.5, 0.9], [0.9, 1.0]]))
+    for found in (curve.at(1), curve.area()):
+        assert 0 <= found.low < found.value < found.high == 1
+
+
 def test_too_few_pairs_for_a_curve_is_an_error():
     with pytest.raises(UserError, match="1 people have more than 3 pairs"):
         adaptation_curve(torch.zeros(6, 2), ["a"] * 4 + ["b"] * 2, torch.zeros(2), sizes=(0, 3))
@@ -182,4 +188,5 @@ def test_what_the_router_does_by_hand():
     odds = 1 / (1 + math.exp(-3.0))
     assert undecided.shares[0].value == pytest.approx((2 * odds + 1 - odds) / 3, abs=1e-6)
     assert undecided.correlation == pytest.approx(-1)
+    assert all(0 <= one.low <= one.value <= one.high <= 1 for one in (undecided.spread, *undecided.shares))
     assert undecided.to_dict()["shares"][1]["n"] == 3

@@ -294,7 +294,7 @@ BEST = {
     "step": 1200,
     "value": 0.5,
     "of": [{"step": 600, "value": None}, {"step": 1200, "value": 0.5}, {"step": 1800, "value": 0.25}],
-    "prompts": {"asked": 256, "in_the_exam": 0},
+    "prompts": 256,
 }
 
 
@@ -312,11 +312,10 @@ def test_the_step_that_was_chosen_is_told(run: Run, drawn: dict[str, Any], monke
         "in the exam."
     )
     assert (drawn["steps"], drawn["judged"], drawn["chosen"]) == ([1200.0, 1800.0], [0.5, 0.25], 1200.0)
-    blind = BEST | {"of": BEST["of"][:2] + BEST["of"][:1], "prompts": {"asked": 9, "in_the_exam": 2}}  # type: ignore[index]
+    blind = BEST | {"of": BEST["of"][:2] + BEST["of"][:1]}  # type: ignore[index]
     found = learned_from(told(run, best=blind))
     assert found is not None
     assert "the most of 3 steps. Answers" in found.drawings[-1].note
-    assert found.drawings[-1].note.endswith("and 2 of them are in the exam, whose numbers flatter.")
     found = learned_from(told(run, best=BEST | {"of": BEST["of"][:2]}))  # type: ignore[index]
     assert found is not None
     assert "the most of 2 steps. Answers" in found.drawings[-1].note, "the last is the best"

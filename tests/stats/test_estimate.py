@@ -26,6 +26,17 @@ def test_mean_is_the_t_interval():
     assert estimate.value == pytest.approx(0.84)
 
 
+def test_an_interval_is_cut_where_no_value_can_be():
+    values = [0.6, 0.9, 1.0]
+    free, cut = mean(values), mean(values, within=(0, 1))
+    assert free.high > 1
+    assert (cut.value, cut.low, cut.high) == (free.value, free.low, 1.0)
+    lower = mean([-1.0, -0.8], within=(-1, 1))
+    assert (lower.low, lower.high) == (-1.0, mean([-1.0, -0.8]).high)
+    assert isinstance(cut.high, float), "JSON tells 1 from 1.0"
+    assert mean([1 + 1e-12, 0.5], within=(0, 1)).high == 1, "rounding is no mistake"
+
+
 def test_clusters_count_prompts_not_answers():
     repeated = mean(np.repeat([0.0, 1.0, 2.0], 4), clusters=np.repeat([7, 8, 9], 4).tolist())
     single = mean([0.0, 1.0, 2.0])
@@ -71,6 +82,7 @@ def test_a_share_of_wins_with_ties_stays_between_nought_and_one():
 def test_a_share_of_flags_in_clusters_is_the_proportion():
     flags, clusters = [1.0, 0.0, 1.0, 1.0, 0.0, 0.0], [1, 1, 2, 2, 3, 3]
     assert share(flags, clusters) == proportion(flags, clusters)
+    assert type(share(flags, clusters).high) is float, "numpy's compare to bools that JSON does not know"
     assert share([1.0, 1.0], ["a", "a"]) == Estimate(1.0, rate(1, 1).low, 1.0, 1, "wilson, clustered")
 
 
@@ -154,6 +166,8 @@ def test_dictionary_survives_json():
         (lambda: mean([1.0, 2.0], clusters=["a", "a"]), "at least two sampling units, got 1"),
         (lambda: mean([1.0, math.nan]), "1 of 2 values are not finite"),
         (lambda: mean([1.0, 2.0], clusters=["a"]), "2 values, 1 labels"),
+        (lambda: mean([0.5, 1.5], within=(0, 1)), r"values lie in \[0, 1\], got means from 0.5 to 1.5"),
+        (lambda: mean([0.5, -1.5], within=(-1, 1)), r"values lie in \[-1, 1\], got means from -1.5 to 0.5"),
         (lambda: proportion([0.5, 1.0]), "flags are true or false"),
         (lambda: per_cluster([], None), "at least one value"),
         (lambda: share([0.5, 1.5]), r"shares lie in \[0, 1\], got values from 0.5 to 1.5"),

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.errors import UserError
-from holdfast.studies.common import needed, shared_folder
+from holdfast.studies.common import existing, shared_folder
 
 
 def test_the_variable_names_the_place(monkeypatch, tmp_path):
@@ -20,6 +20,6 @@ def test_without_the_variable_it_lies_beside_the_checkout(monkeypatch):
 
 def test_what_is_not_there_is_named_with_what_to_do(tmp_path):
     with pytest.raises(UserError, match=r"there is no .*some.gz; set HOLDFAST_SHARED to the folder that holds data/hh"):
-        needed(tmp_path / "some.gz", "data/hh")
+        existing(tmp_path / "some.gz", "data/hh")
     (tmp_path / "some.gz").touch()
-    assert needed(tmp_path / "some.gz", "data/hh") == tmp_path / "some.gz"
+    assert existing(tmp_path / "some.gz", "data/hh") == tmp_path / "some.gz"

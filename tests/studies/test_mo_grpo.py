@@ -248,6 +248,13 @@ def test_every_trainer_sees_as_many_answers_in_as_many_steps(name, bench, tmp_pa
     assert all(moved)
 
 
+def test_every_arm_starts_from_the_first_policy(bench, tmp_path):
+    before = copy.deepcopy(bench.policy.state_dict())
+    found = mo_grpo.one_arm(SMALL, bench, ARMS["dpo"], 3, RunFolder(tmp_path / "run"))
+    assert found["kl"]["value"] > 0
+    assert all(torch.equal(before[name], value) for name, value in bench.policy.state_dict().items())
+
+
 def test_an_exam_is_read_by_the_kind_of_request(bench):
     outcome = mo_grpo.judge(SMALL, bench, bench.policy, seed=3)
     found = measured(outcome)

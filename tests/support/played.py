@@ -41,3 +41,21 @@ class Played(Processes):
         for p, count in zip(parameters, used.tolist()):
             if count:
                 p.grad = self.sum(torch.zeros_like(p) if p.grad is None else p.grad)
+
+
+def play(size, work):
+    """What `work` gives each of `size` processes, which it takes as its argument; an error stands for itself."""
+    meeting, found = Meeting(size), [None] * size
+
+    def one(rank):
+        try:
+            found[rank] = work(Played(rank, meeting))
+        except Exception as error:  # noqa: BLE001  # handed to the test
+            found[rank] = error
+
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found

@@ -7,6 +7,8 @@ MUTANTS = [
     (SCORES, "ranked.low <= stage.least_auc or", "False and", TEST_HH),
     (SCORES, "0.0 if record.safe else 1.0", "1.0 if record.safe else 0.0", TEST_HH),
     (SCORES, "q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)", "q1, q2 = value, value", TEST_HH),
+    (SCORES, "min(value + half, 1.0)", "value + half", TEST_HH),
+    (SCORES, "max(value - half, 0.0)", "value - half", TEST_HH),
     (SCORES, "scored.shorter_is_higher(higher=False)", "scored.shorter_is_higher()", TEST_HH),
     (SCORES, "border = -found.intercept / found.slope", "border = found.intercept / found.slope", TEST_HH),
     (

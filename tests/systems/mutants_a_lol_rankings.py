@@ -29,8 +29,14 @@ MUTANTS = [
         PROCESSES,
     ),
     (
+        "src/holdfast/systems/transfer.py",
+        "return stages.on_main(self.run, lambda: found)",
+        "return found",
+        PROCESSES,
+    ),
+    (
         "src/holdfast/rollout/generate.py",
-        "distribution(_words(model, rows.logits),",
+        "distribution(_without(rows.logits, placeholder),",
         "distribution(rows.logits,",
         "tests/rollout/test_generate_words.py",
     ),

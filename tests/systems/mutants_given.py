@@ -22,17 +22,10 @@ MUTANTS = [
     (FILE, "list(needed), scorer_digest(bench, {})]", "list(needed)]", TEST),
     (FILE, 'if kept["follows_from"] != stamp:', "if False:", TEST),
     (FILE, 'for name in ("reward", "cost", "attributes")}', 'for name in ("reward", "cost")}', TEST),
+    (FILE, "{network_digest(one.model.network)} {one", "{one", TEST),
+    (FILE, "(one.model.network)} {one.template.fingerprint}", "(one.model.network)}", TEST),
     (FILE, 'include={"scorers", "functions", "endpoints"}', 'include={"scorers", "functions"}', TEST),
     (FILE, "OfflineRow(row, reward=reward, weight=own)", "OfflineRow(row, reward=own, weight=reward)", TEST),
-    # What the reference earns.
-    (FILE, "place[[i for i, _ in samples]]", "place[sorted(i for i, _ in samples)]", TEST),
-    (FILE, 'list(terms), "sample_scores")', 'list(terms), "scores")', TEST),
-    (FILE, "*how, network_digest(reading_it.model)]", "*how]", TEST),
-    (FILE, 'if value.learn_from == "samples":', 'if value.learn_from == "data":', TEST),
-    (FILE, "float(earned.max()) + room)", "float(earned.max()))", TEST),
-    (FILE, "stages.offset(value.head.fit, bench.settings.seed)", "value.head.fit", TEST),
-    (FILE, '                head.save(folder / "value_head")\n', "", TEST),
-    (FILE, '"margin": margin}', '"margin": 0.0}', TEST),
     # Rankings.
     (FILE, "pair.helpful_id is not None or pair.safer_id", "pair.helpful_id is not None and pair.safer_id", TEST),
     (

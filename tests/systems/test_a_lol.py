@@ -91,7 +91,7 @@ def test_the_ratio_begins_at_one(finished):
 
 def test_a_finished_run_is_only_loaded(finished, monkeypatch):
     folder, summary = finished
-    monkeypatch.setattr("holdfast.systems.given.annotate", None)
+    monkeypatch.setattr("holdfast.systems.valued.annotate", None)
     again = a_lol.run(settings(), folder)
     assert again["learned_helpfulness_after"] == summary["learned_helpfulness_after"]
 
@@ -240,7 +240,8 @@ def words(rows):
 def bench(folder, function):
     """As much of a bench as scoring reads."""
     scorer, run = FunctionScorer(("words",), function), RunFolder(folder, a_lol.ALol())
-    return SimpleNamespace(scorer=scorer, run=run, settings=a_lol.ALol(), reward=None, cost=None, attributes=None)
+    own = {"reward": None, "cost": None, "attributes": None, "others": ()}
+    return SimpleNamespace(scorer=scorer, run=run, settings=a_lol.ALol(), **own)
 
 
 def test_answers_are_scored_once(tmp_path):

@@ -113,7 +113,7 @@ def test_the_policy_of_the_best_step_is_saved_examined_and_told_of(files, tmp_pa
     assert [(one["step"], one["value"]) for one in best["of"]] == [
         (step, pytest.approx(value)) for step, value in zip(steps, (0.1, 0.7, 0.3, 0.7), strict=True)
     ]
-    assert best["prompts"] == {"asked": 6, "in_the_exam": 0}
+    assert best["prompts"] == 6
     assert [row["step"] for row in rows(tmp_path) if "best/reward" in row] == steps
     saved, kept = weights(tmp_path), snapshot(tmp_path, steps[1])
     assert all(torch.equal(saved[name], kept[name]) for name in saved)
@@ -193,7 +193,7 @@ def test_no_prompt_that_judges_is_learned_from_or_in_the_exam(files, tmp_path, m
     # All sources hold the same prompts.
     summary = a_lol.run(settings(files, "best={evaluations: 2, prompts: 1000}", *changed), tmp_path)
     prompts, bench = judging
-    assert len(prompts) == len(bench.pools.practise) == summary["best"]["prompts"]["asked"] > 5
+    assert len(prompts) == len(bench.pools.practise) == summary["best"]["prompts"] > 5
     assert len(seen) > 5
     assert leaks([*seen, *bench.pools.dev, *bench.pools.imitate, *bench.pools.safety], prompts) == []
     assert len(summary["best"]["of"]) == 2
@@ -240,11 +240,9 @@ def test_answers_without_a_score_are_never_the_best(files, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "tulips", SimpleNamespace(f=lambda asked, said: None))
     with pytest.raises(RunError, match="policy: none of 4 judgements gave a finite reward"):
         a_lol.run(settings(files, BEST), tmp_path)
-    told = a_lol.best_of(
-        FitResult(4, {}, Judged(4, 0.5), (Judged(2, math.nan), Judged(4, 0.5))), [asked(1)], pools([], dev=[asked(1)])
-    )
+    told = a_lol.best_of(FitResult(4, {}, Judged(4, 0.5), (Judged(2, math.nan), Judged(4, 0.5))), 1)
     assert told["best"]["of"] == [{"step": 2, "value": None}, {"step": 4, "value": 0.5}]
-    assert told["best"]["prompts"] == {"asked": 1, "in_the_exam": 1}
+    assert told["best"]["prompts"] == 1
 
 
 @pytest.mark.parametrize(

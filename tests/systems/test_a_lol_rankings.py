@@ -145,7 +145,7 @@ def test_lines_of_no_use_are_set_aside_with_reasons(row, bad, tmp_path):
 
 def test_rankings_that_do_not_say_so_are_told_how(tmp_path):
     rows = [{key: value for key, value in ranked(i).items() if key != "rewards"} for i in range(6)]
-    with pytest.raises(UserError, match="best first, say so by rewards: null or format: ranked"):
+    with pytest.raises(UserError, match="best first, add rewards: null to the rows or set format: ranked"):
         run(tmp_path, "dpo", rows)
 
 

@@ -9,7 +9,7 @@ import torch
 from holdfast.data.schema import Conversation, Ranked
 from holdfast.data.template import Encoded
 from holdfast.engine.supervised import FitSettings
-from holdfast.systems import a_lol, exam, given, reading
+from holdfast.systems import a_lol, exam, given, reading, valued
 from holdfast.training.annotate import Annotations
 from holdfast.training.offline import OfflineRow
 from holdfast.training.selection import OfflineLimit
@@ -69,9 +69,10 @@ def stage(monkeypatch):
         # Wider than the two tokens of every answer, as where another answer is longer.
         return SimpleNamespace(logprobs=lambda answered: torch.tensor([[-1.0, -1.0, 0.0]] * len(answered)))
 
-    stand_ins = {"gather": gather, "annotated": annotated, "rewarded_rows": rewarded_rows, "rankings": rankings}
-    for name, function in (stand_ins | {"reader": reader}).items():
+    for name, function in {"gather": gather, "rewarded_rows": rewarded_rows, "rankings": rankings}.items():
         monkeypatch.setattr(given, name, function)
+    for name, function in {"annotated": annotated, "reader": reader}.items():
+        monkeypatch.setattr(valued, name, function)
     monkeypatch.setattr(given, "within", lambda found, limits, bench: (found, weight))
     monkeypatch.setattr(a_lol, "learn", learn)
     monkeypatch.setattr(a_lol.stages, "keep", lambda *what: seen.calls.append(("keep", what[-1])))
@@ -174,6 +175,11 @@ def test_rankings_are_scored_for_pro_and_known_to_the_reference_for_dpo(method, 
     assert len(seen.watching) == 8
     assert len(seen.learned) == COUNT - 8
     assert not numbers(seen.learned) & numbers(seen.watching)
+
+
+def test_without_a_reference_in_the_loss_nobody_reads_it(stage):
+    _, seen = stage(dpo={"reference_free": True})
+    assert {row.ref for row in seen.learned} == {()}
 
 
 def test_one_limit_that_weighs_is_enough_to_refuse_rankings():

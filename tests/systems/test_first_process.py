@@ -56,3 +56,18 @@ def test_whether_a_table_of_weak_labels_stands_is_what_the_first_process_saw(fir
     file.touch()
     assert bench.labelled("supervisor", SimpleNamespace(name="words", pair=False), None).file == file
     assert bool(labelled) == first
+
+
+@pytest.mark.parametrize("first, own", [(0.8, 0.4), (0.4, 0.8)])
+def test_whether_bootstrapping_goes_on_is_what_the_first_process_saw(first, own, monkeypatch, tmp_path):
+    """Where rounding lifts a learner above its supervisor in one process alone, the others would wait for it."""
+    labels = object()
+    vault = SimpleNamespace(accuracy=lambda ids, found, purpose: SimpleNamespace(value=found))
+    plan = SimpleNamespace(intermediate=((None, None),), vault=vault)
+    pools = Pools(Pool(), Pool(), Pool(), Pool(), fresh=(Pool(),), audit=Pool(("a",), ["a"]))
+    bench = transfer._Bench(plan, 0, RunFolder(tmp_path / "run"), pools)
+    monkeypatch.setattr(transfer.stages, "on_main", lambda run, work: [0.6, first])
+    monkeypatch.setattr(transfer._Bench, "_taught", lambda *told: lambda items: own)
+    monkeypatch.setattr(transfer._Bench, "labelled", lambda *told: labels)
+    last, ended = bench.bootstrapped(None, lambda items: 0.6)
+    assert (last is labels, ended == "") == (first > 0.6, first > 0.6)

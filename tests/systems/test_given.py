@@ -1,64 +1,18 @@
 """The stages of learning from given answers, each alone with as much of a bench as it reads."""
 
-import json
-from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
+from given_bench import FOLDS, answers_of, ask, bench, judged_by
 from torch import nn
 
 from holdfast.data.recast import as_ranked
 from holdfast.data.schema import Conversation, DualPair, Ranked, Rated, Scored
 from holdfast.data.sources import write_jsonl
-from holdfast.data.template import Template
-from holdfast.data.tokenizer import train_tokenizer
-from holdfast.engine.log import RunFolder
-from holdfast.engine.supervised import FitSettings
 from holdfast.errors import UserError
-from holdfast.models.tiny import tiny_policy
-from holdfast.models.value import ValueHead
-from holdfast.preference.score import FunctionScorer
 from holdfast.systems import a_lol, given, reading
 from holdfast.training.selection import OfflineLimit, RewardTerm
-from holdfast.training.value import ValueSettings
-
-FOLDS = ("practise", "dev", "safety", "pairs", "held_out_pairs", "ratings", "held_out_ratings")
-QUICK = ValueSettings(heads=2, fit=FitSettings(epochs=1, batch_size=4))
-
-
-def lengths(rows):
-    return [[float(len(one.response.split()))] for one in rows]
-
-
-def bench(folder, score=lengths, names=("words",), seed=0, on_long_prompt="error", **folds):
-    """As much of a bench as the stages read; folds: the records of pools that are not empty."""
-    settings = a_lol.ALol(seed=seed, text={"max_length": 24, "on_long_prompt": on_long_prompt})
-    words = train_tokenizer(
-        ["a b c d e f g tulips bread how many are ? . " + " ".join(map(str, range(30)))], 80, "word"
-    )
-    pools = {name: [] for name in ("imitate", *FOLDS)} | folds
-    return SimpleNamespace(
-        scorer=FunctionScorer(names, score),
-        run=RunFolder(folder / "run"),
-        settings=settings,
-        template=Template(words, max_length=24),
-        pools=SimpleNamespace(**pools),
-        reward=None,
-        cost=None,
-        attributes=None,
-        facts={},
-    )
-
-
-def ask(i):
-    return Conversation.ask(f"how many tulips are {i} ?", id=f"p{i}")
-
-
-def answers_of(scores):
-    asked = [ask(i).answer("a") for i in range(len(next(iter(scores.values()))))]
-    named = {name: torch.tensor(values) for name, values in scores.items()}
-    return given.Answers(asked, named, next(iter(named.values())).double())
 
 
 def source(folder, rows):
@@ -170,90 +124,17 @@ def test_what_rewards_follow_from(tmp_path):
     assert digest() == found[0]
 
 
-def generator(*samples):
-    """Samples of prompts by their places, in this order."""
-    found = [SimpleNamespace(prompt_index=i, response_ids=text) for i, text in samples]
-    return SimpleNamespace(generate=lambda *asked: found)
-
-
-def reader_of(place):
-    torch.manual_seed(0)
-    return given.reader(place, tiny_policy(len(place.template.tokenizer), hidden=8, layers=1, heads=2))
-
-
-def test_samples_are_scored_beside_their_own_prompt(tmp_path):
-    place = bench(tmp_path, score=lambda rows: [[float(one.messages[0].text[-3])] for one in rows])
-    place.pools.practise = [ask(3), ask(4), ask(5)]
-    place.template.decode = lambda ids: ids
-    place.generator = generator((1, "a"), (0, "b"), (2, "c"), (1, "d"))
-    given.scores_of(place, [ask(0).answer("a")], ["words"], "scores")  # of the answers to learn from, kept apart
-    prompts, of, earned = given._sampled(place, {"words": RewardTerm(weight=2.0)}, reader_of(place))
-    assert len(prompts) == 3
-    assert of.tolist() == [1, 0, 2, 1]
-    assert earned.tolist() == [8.0, 6.0, 10.0, 8.0]
-    place.generator = None
-    assert given._sampled(place, {"words": RewardTerm()}, reader_of(place))[1].tolist() == of.tolist(), "sampled once"
-
-
-def test_samples_of_other_weights_are_stale(tmp_path):
-    place = bench(tmp_path, practise=[ask(3)])
-    place.template.decode, place.generator = (lambda ids: ids), generator((0, "a"))
-    first = reader_of(place)
-    given._sampled(place, {"words": RewardTerm()}, first)
-    with torch.no_grad():
-        next(first.model.parameters()).add_(1)
-    with pytest.raises(UserError, match=r"stale .*samples\.json"):
-        given._sampled(place, {"words": RewardTerm()}, first)
-
-
-@pytest.mark.parametrize("learn_from", ["data", "samples"])
-def test_a_value_learns_from_the_data_or_from_samples(learn_from, tmp_path):
-    place = bench(tmp_path, practise=[ask(9)])
-    place.template.decode, place.generator = (lambda ids: ids), generator((0, "a b c"))
-    found = answers_of({"words": [0.5, 0.25]})
-    rows = [place.template.answered(one) for one in found.conversations]
-    value = given.ValueStage(learn_from=learn_from, head=QUICK)
-    prompts, of, earned = given._earned(place, rows, found, {"words": RewardTerm()}, value, reader_of(place))
-    assert earned.tolist() == ([0.5, 0.25] if learn_from == "data" else [3.0])
-    assert len(prompts) == len(of) == len(earned)
-
-
-def test_the_range_of_a_value_has_room_on_both_sides(tmp_path, monkeypatch):
-    seen = {}
-
-    def fit(head, prompts, earned, of, settings, run):
-        seen.update(low=head.low, high=head.high, seed=settings.fit.seed)
-        facts = SimpleNamespace(to_dict=dict, bias=0, slope=0)
-        return SimpleNamespace(head=head, epoch=0, calibration=facts)
-
-    monkeypatch.setattr(given, "fit_value", fit)
-    prompts = SimpleNamespace(states=torch.zeros(2, 3, 8))
-    value = given.ValueStage(head=QUICK, room=0.1)
-    given._value_head(bench(tmp_path, seed=5), prompts, torch.tensor([0, 1]), torch.tensor([1.0, 3.0]), value)
-    assert seen == {"low": pytest.approx(0.8), "high": pytest.approx(3.2), "seed": QUICK.fit.seed + 5}
-
-
-def annotated(place, found, margin=0.0, seed=0):
-    policy = tiny_policy(len(place.template.tokenizer), hidden=8, layers=1, heads=2, seed=seed)
-    value = given.ValueStage(learn_from="data", head=QUICK)
-    terms = {"reward": RewardTerm()}
-    return given.annotated(place, found, terms, value, lambda: nullcontext(policy), margin)[1]
-
-
-def test_annotations_are_kept_with_their_head_and_refused_when_stale(tmp_path, monkeypatch):
-    found = answers_of({"reward": [0.1 * i for i in range(8)], "cost": [1.0] * 8})
-    place = bench(tmp_path)
-    first = annotated(place, found, margin=0.5)
-    assert first.advantage.tolist() == pytest.approx((first.rewards - first.value + 0.5).tolist(), abs=1e-6)
-    assert set(first.components) == {"reward"}, "what the reward is made of, and no limit"
-    folder = tmp_path / "run" / "annotations"
-    told = json.loads((folder / "annotations.json").read_text())["facts"]
-    assert ValueHead.load(folder / "value_head").digest == told["value_head"]
-    assert place.facts["annotations"]["answers"] == 8
-    monkeypatch.setattr(given, "annotate", None)
-    assert torch.equal(annotated(place, found, margin=0.5).ref, first.ref), "read and not made again"
-    with pytest.raises(UserError, match=r"stale annotations in .*: the margin changed"):
-        annotated(place, found, margin=0.25)
+def test_a_folder_of_scorers_is_what_was_loaded_from_it(tmp_path):
+    place, folder = bench(tmp_path), tmp_path / "judge"
+    asked = [place, [ask(0).answer("a")], ["words"], "scores"]
+    judged_by(folder, place)
+    found = given.scores_of(*asked)
+    judged_by(folder, place)
+    assert given.scores_of(*asked)["words"].tolist() == found["words"].tolist(), "the same weights"
+    for change in ({"seed": 1}, {"chat_template": "chatml"}):
+        judged_by(folder, place, **change)
+        with pytest.raises(UserError, match=r"stale .*scores\.json"):
+            given.scores_of(*asked)
 
 
 def test_rows_without_annotations_keep_reward_and_weight_apart(tmp_path):

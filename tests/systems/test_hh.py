@@ -103,7 +103,7 @@ def test_a_cost_model_of_comparisons_is_judged_beside_length(certified):
     learned, length, gain = (
         summary[name] for name in ("cost_accuracy", "shorter_is_safer_accuracy", "cost_over_shorter")
     )
-    assert learned["low"] > 0.9
+    assert learned["low"] > 0.8
     assert length["low"] < 0.6
     assert gain["value"] == pytest.approx(learned["value"] - length["value"])
     assert learned["n"] == length["n"] == gain["n"] == summary["pools"]["held_out_pairs"]
@@ -144,6 +144,9 @@ def test_the_interval_of_the_auc_agrees_with_another_formula():
     # Hanley and McNeil assume a shape of the scores where DeLong counts, so they differ in the third digit.
     assert found.high - found.value == pytest.approx(1.96 * deviation, abs=3e-3)
     assert found.value - found.low == pytest.approx(found.high - found.value)
+    few = scores.area(np.array([0.0, 2.0, 1.0, 3.0]), np.array([0.0, 0.0, 1.0, 1.0]))
+    assert (few.value, few.high) == (0.75, 1.0), "an AUC is a probability"
+    assert scores.area(np.array([3.0, 1.0, 2.0, 0.0]), np.array([0.0, 0.0, 1.0, 1.0])).low == 0
 
 
 def test_the_border_lies_where_harm_is_as_likely_as_not(monkeypatch):
@@ -237,7 +240,7 @@ def test_a_model_folder_takes_the_same_path(written, qwen, tmp_path, capsys):
     settings = config.load(hc_rlhf.HcRlhf, recipe("hc_rlhf/hh"), [*values, *pairs_of(written), *given])
     summary = hc_rlhf.run(settings, tmp_path / "run")
     assert f"tokenizer: that of {qwen}" in capsys.readouterr().err
-    assert summary["cost_accuracy"]["low"] > 0.9
+    assert summary["cost_accuracy"]["low"] > 0.8
     assert summary["n"] == 10
     saved = stages.load_tokenizer(str(tmp_path / "run" / "models" / "cost"))
     assert saved.chat_template == CHATML

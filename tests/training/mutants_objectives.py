@@ -38,10 +38,9 @@ MUTANTS = [
         (".where(keep, 0.0)\n", "\n"),
         ("values.clamp(-s.clip, s.clip)", "values.clamp(max=s.clip)"),
         ("[alive, : len(self.names)]", "[:, : len(self.names)]"),
-        ('"dead": _mean(~alive)', '"dead": _mean(alive)'),
-        ("_mean(apart[scored])", "_mean(apart)"),
-        ("_mean(values[keep].abs())", "_mean(values.abs())"),
-        (" if not math.isnan(value)}", "}"),
+        ('"dead": ~alive', '"dead": alive'),
+        ('"conflicts": apart[scored]', '"conflicts": apart'),
+        ('"advantage_abs": values[keep].abs()', '"advantage_abs": values.abs()'),
         ("raw.where(self.weights > 0, 0.0)", "raw"),
         ('        if s.mode == "max_rl":\n            self._refuse_negative(raw)\n', ""),
         (
@@ -64,11 +63,20 @@ MUTANTS = [
         ),
         ('if s.mode == "batch" else 0.0', 'if s.mode != "batch" else 0.0'),
         ("float((weights * floors).sum())", "float(floors.sum())"),
-        ("self._signs[k] * scores.nanmean()", "scores.nanmean()"),
-        ("scores.nanmean()", "scores.nan_to_num().mean()"),
+        ("self._signs[k] * scores,", "scores,"),
+        ("self._signs[k] * scores,", "self._signs[k] * scores.nan_to_num(),"),
         ("groups.sd[compared, 0, k]", "groups.sd[:, 0, k]"),
         ('if state["weights"] != own:', 'if state["weights"].keys() != own.keys():'),
         ("    if per_prompt < 2:", "    if per_prompt < 1:"),
     )
 ]
 MUTANTS += [("src/holdfast/losses/scalarise.py", "(level + eps).where(level > 0, 0.0)", "(level + eps)", TESTS)]
+# The numbers for the log are those of all processes.
+STEP, CUT = "src/holdfast/engine/step.py", "tests/invariance/test_grpo_cut.py"
+CORRECTION, OBJECTIVES = "src/holdfast/training/correction.py", "src/holdfast/training/objectives.py"
+MUTANTS += [
+    (STEP, "values[~values.isnan()].double()", "values.double()", TESTS),
+    (STEP, "for name in columns if counts[name]}", "for name in totals if counts[name]}", CUT),
+    (OBJECTIVES, "told = column_means(columns, self.processes)", "told = column_means(columns, Processes())", CUT),
+    (CORRECTION, "processes or Processes()", "Processes()", CUT),
+]

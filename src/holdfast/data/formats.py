@@ -55,8 +55,8 @@ class Format:
 def _dual(row: Row, place: Place) -> DualPair:
     if isinstance(row["prompt"], str):
         raise ValueError(
-            "a judged pair has its prompt as messages; of answers to a text, best first, say so by rewards: null or "
-            "format: ranked"
+            "a judged pair has its prompt as messages, and here it is a text; if these are answers in order, best "
+            "first, add rewards: null to the rows or set format: ranked"
         )
     prompt = asked(conversation_of(row["prompt"], place))
     return DualPair.model_validate({**row, "id": place.base(row)["id"], "prompt": prompt})

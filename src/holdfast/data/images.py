@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from pydantic import Field
 
@@ -48,7 +49,10 @@ def keep(value: Any, folder: str | Path) -> Image:
     target = Path(folder) / f"{sha256(content)}{name}"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(content)
+        # Beside and renamed, so that none is there in part; several processes may write the same one at once.
+        partial = target.with_name(f"{target.name}.{uuid4().hex}.partial")
+        partial.write_bytes(content)
+        partial.replace(target)
     return Image(path=str(target), sha256=sha256(content))
 
 

@@ -25,8 +25,8 @@ class Judged(NamedTuple):
 class Contest:
     """How the weights of a stage are judged: by a number, more being better, at `times` of its steps.
 
-    judge: called with the step, by the first process alone; it must leave the weights alone, and what it draws at
-    random is drawn again by the training as if it had not been. name: logged as `best/NAME`.
+    judge: called with the step, by the first process alone; it must leave the weights alone. What it draws at random
+    does not move the draws of the training. name: logged as `best/NAME`.
     """
 
     judge: Callable[[int], float]
@@ -45,8 +45,8 @@ class Contest:
 class Best:
     """Judges the weights that a loop trains and keeps the best beside its checkpoints, in `best`.
 
-    Of equal ones the earlier stay; those without a finite number are never the best. A snapshot holds what is
-    trainable, and is written once for each new best.
+    Of equal ones the earlier stay; those without a finite number are never the best. A snapshot holds what
+    training changes, without the optimiser, and is written once for each new best.
     """
 
     def __init__(self, contest: Contest, loop: Loop) -> None:
@@ -80,7 +80,11 @@ class Best:
                 f"{self.loop.stage}: none of {len(self.of)} judgements gave a finite {self.contest.name}, so no step "
                 "is the best; see that all that is judged gets its scores, or keep the last step, in a new folder"
             )
-        self._folder.load(chosen.step, self.loop.modules)
+        try:
+            self._folder.load(chosen.step, self.loop.modules)
+        except RunError as error:
+            where = self.loop.checkpoints.folder
+            raise RunError(f"{error}. No other step can stand in for the best: delete {where} to learn anew") from error
         return chosen
 
     def state_dict(self) -> dict[str, Any]:
@@ -90,7 +94,7 @@ class Best:
         self.of = [Judged(*one) for one in state["of"]]
 
     def _value(self, step: int) -> float:
-        """What the first process finds; sampling takes no longer for all prompts than for a share of them."""
+        """What the first process finds, for which the others wait; the random states are then as they were."""
         processes = self.loop.run.processes
         value = math.nan
         if processes.is_main:

@@ -180,7 +180,7 @@ class Watch:
 
 def snapshots(main: Checkpoints, name: str) -> Checkpoints:
     """The snapshots called `healthy` or `best` beside a stage's checkpoints."""
-    # How many are needed depends on the stage's checkpoints, so `Watch` forgets them itself.
+    # How many are needed depends on the stage's checkpoints, so `Watch` and `engine.best.Best` forget them themselves.
     return Checkpoints(main.folder / name, keep=2**31, fingerprint=main.fingerprint)
 
 

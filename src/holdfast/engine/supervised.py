@@ -56,6 +56,14 @@ class Scheduled(Protocol):
 
 
 @runtime_checkable
+class Followed(Protocol):
+    """A task that is looked at while it learns."""
+
+    def end(self, step: int, total: int) -> None:
+        """Called after step `step` of `total` by every process; it must leave the weights alone and draw nothing."""
+
+
+@runtime_checkable
 class Portioned(Protocol):
     """A task that reads rows in another way than side by side, answers to one prompt together, say."""
 
@@ -85,7 +93,8 @@ class FitSettings(Settings):
 class FitResult(NamedTuple):
     """The steps of the stage, and the numbers of its last evaluation (of its last step without one).
 
-    best: the step whose weights the model has, where they were judged, and all that were; the numbers are then its.
+    best, judged: the step whose weights the model has and all that were judged, where somebody judged them; the
+    evaluation is then of that step.
     """
 
     steps: int
@@ -109,8 +118,8 @@ def fit(
 
     Row `metrics.jsonl`: the mean of each loss term per step, `grad_norm`, `lr`; `eval/NAME` where evaluated.
     order: which rows each step takes, and how many steps there are; without one every epoch shuffles all rows. A
-    finished stage is only loaded. contest: how weights are judged now and then, the best of which are put in place at
-    the end; the training itself stays the same, to the bit.
+    finished stage is only loaded. contest: how weights are judged now and then, the best of which are put in place
+    at the end; the training itself stays the same, to the bit.
 
     Raises `UserError` without rows, `RunError` when training cannot go on.
     """
@@ -131,6 +140,8 @@ def fit(
         run.log(stage, number, numbers)
         if best is not None:
             best.look(number)
+        if isinstance(task, Followed):
+            task.end(number, total)
         if not eval_rows or not (number == total or every(settings.eval_every, number)):
             return numbers
         found = evaluate(task, eval_rows, settings.micro_tokens, run.processes)

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from holdfast.errors import UserError
 from holdfast.losses.logprob import token_logprobs, token_logprobs_entropy
 
+# Far below any logit, and finite: what has no probability has no share in the entropy, where -inf would make it NaN.
+NEVER = -1e4
+
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """Return the transformers model inside `model`; adapters stay active, they live in its layers."""
@@ -90,7 +93,7 @@ def logprobs_at(
     One forward pass can so serve the policy's loss and whatever else reads the states (`models.trunk`).
     """
     head, states, labels = _predictions(policy, hidden, input_ids, response_mask)
-    found = token_logprobs(states, head.weight, labels, bias=head.bias, temperature=temperature, chunk=chunk)
+    found = token_logprobs(states, head.weight, labels, bias=answer_bias(policy), temperature=temperature, chunk=chunk)
     return _placed(found, response_mask)
 
 
@@ -106,7 +109,7 @@ def logprobs_entropy_at(
     """Return (B, T) log-probabilities as `logprobs_at`, and (B, T) entropies of the distributions they belong to."""
     head, states, labels = _predictions(policy, hidden, input_ids, response_mask)
     logprobs, entropies = token_logprobs_entropy(
-        states, head.weight, labels, bias=head.bias, temperature=temperature, chunk=chunk
+        states, head.weight, labels, bias=answer_bias(policy), temperature=temperature, chunk=chunk
     )
     return _placed(logprobs, response_mask), _placed(entropies, response_mask)
 
@@ -142,6 +145,25 @@ def linear_head(policy: nn.Module) -> nn.Linear:
                 "use a model whose logits are a linear map of its hidden states"
             )
     return model.get_output_embeddings()
+
+
+def image_placeholder(policy: nn.Module) -> int | None:
+    """The id of the token that stands for a picture in a prompt, None where the policy reads none.
+
+    No answer holds it: it is not sampled, and has no probability when answers are read.
+    """
+    placeholder: int | None = getattr(unwrapped(policy).config, "image_token_id", None)
+    return placeholder
+
+
+def answer_bias(policy: nn.Module) -> Tensor | None:
+    """(V,) the bias of the head where answers are read: a policy that reads pictures never says what stands for one."""
+    head, placeholder = linear_head(policy), image_placeholder(policy)
+    if placeholder is None:
+        return head.bias
+    never = head.weight.new_zeros(len(head.weight))
+    never[placeholder] = NEVER
+    return never if head.bias is None else head.bias + never
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """What a score model is worth on held-out pairs: accuracies with intervals, and calibration of cost to harm."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from holdfast.data.collate import micro_batches
 from holdfast.models.policy import evaluating
 from holdfast.preference.pairs import PairRow
 from holdfast.preference.tasks import CostTask, RewardTask
-from holdfast.stats.estimate import Estimate, mean
+from holdfast.stats.estimate import Estimate, mean, share
 
 
 @dataclass(frozen=True)
@@ -25,19 +26,20 @@ class PairScores:
 
         None, here and below, where fewer than two prompts have a ranked pair.
         """
-        return self._mean(wins(self.first - self.second))
+        return self._over_prompts(share, wins(self.first - self.second))
 
     def shorter_is_higher(self, higher: bool = True) -> Estimate | None:
         """The accuracy of calling the shorter answer the first one (or the longer, with `higher=False`)."""
-        return self._mean(self._by_length(higher))
+        return self._over_prompts(share, self._by_length(higher))
 
     def over_shorter(self, higher: bool = True) -> Estimate | None:
         """The accuracy minus that of going by length, pair by pair: what the model knows beyond the length."""
-        return self._mean(wins(self.first - self.second) - self._by_length(higher))
+        beyond = wins(self.first - self.second) - self._by_length(higher)
+        return self._over_prompts(partial(mean, within=(-1, 1)), beyond)
 
-    def _mean(self, values: np.ndarray) -> Estimate | None:
+    def _over_prompts(self, estimate: Callable[..., Estimate], values: np.ndarray) -> Estimate | None:
         prompts = self._prompts
-        return mean(values[self._ranked], clusters=prompts) if len(set(prompts)) > 1 else None
+        return estimate(values[self._ranked], clusters=prompts) if len(set(prompts)) > 1 else None
 
     def _by_length(self, higher: bool) -> np.ndarray:
         longer = np.array([row.second.length - row.first.length for row in self.rows])

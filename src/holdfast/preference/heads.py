@@ -14,7 +14,7 @@ from holdfast.models.router import Router
 from holdfast.preference.check import wins
 from holdfast.preference.features import PairFeatures
 from holdfast.preference.mixture import MixtureHeads
-from holdfast.stats.estimate import Estimate, mean
+from holdfast.stats.estimate import Estimate, share
 
 
 def correlation(delta: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ def audit(
     if units < 2:
         raise UserError(f"an audit needs pairs of at least two prompts, got {units}; give more safety pairs")
     right = wins(heads.delta(safety.difference).cpu().numpy())
-    found = [mean(column, clusters) for column in right.T]
+    found = [share(column, clusters) for column in right.T]
     return [HeadAudit(name, one, one.high < 0.5) for name, one in zip(names, found)]
 
 

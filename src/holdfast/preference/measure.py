@@ -183,7 +183,7 @@ class _Measurer:
             ties=share(margins == 0, prompts),
             length_rule=rule,
             length_accuracy=share(by_length, prompts),
-            gain=self._try("gain over length", lambda: mean(right - by_length, prompts)),
+            gain=self._try("gain over length", lambda: mean(right - by_length, prompts, within=(-1, 1))),
             parts={
                 "source": self._parts(right, lambda one: (one.source,)),
                 "group": self._parts(right, lambda one: (one.group,)),
@@ -214,7 +214,7 @@ class _Measurer:
             balanced_accuracy=self._estimate("balanced accuracy", metrics.balanced_accuracy, called, self.unsafe, keep),
             auc=self._estimate("AUC", metrics.auc, self.scores, self.unsafe, keep),
             majority=share(most, prompts),
-            over_majority=self._try("gain over the majority", lambda: mean(right - most, prompts)),
+            over_majority=self._try("gain over the majority", lambda: mean(right - most, prompts, within=(-1, 1))),
             harmful=share(unsafe, prompts),
             called_harmful=share(called[keep], prompts),
         )

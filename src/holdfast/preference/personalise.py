@@ -119,7 +119,7 @@ class Curve:
 
     def at(self, size: int) -> Estimate:
         """The mean over people after `size` labels."""
-        return mean(self.accuracy[:, self.sizes.index(size)])
+        return mean(self.accuracy[:, self.sizes.index(size)], within=(0, 1))
 
     def points(self) -> dict[int, Estimate]:
         """The mean over people at every size."""
@@ -130,7 +130,7 @@ class Curve:
         at = np.log1p(self.sizes)
         widths = np.diff(at)
         heights = (self.accuracy[:, 1:] + self.accuracy[:, :-1]) / 2
-        return mean(heights @ widths / widths.sum())
+        return mean(heights @ widths / widths.sum(), within=(0, 1))
 
     def needed(self, oracle: float, part: float = 0.9) -> int | None:
         """The fewest labels that close `part` of the gap between no label and the oracle's accuracy; None if none."""
@@ -218,11 +218,12 @@ def router_use(heads: MixtureHeads, features: PairFeatures, users: Sequence[Hash
     delta, log_weights = heads.delta(features.difference), heads.log_weights(features.router)
     weights = log_weights.exp()
     spread = torch.special.entr(weights).sum(-1) / math.log(max(weights.shape[1], 2))
-    shares = responsibilities(delta, log_weights).cpu().numpy()
+    shares = responsibilities(delta, log_weights)
     off = correlation(delta) - 2 * torch.eye(delta.shape[1], device=delta.device)
     # Rounding may step over the ends.
-    inside = np.clip(spread.cpu().numpy(), 0, 1)
-    return RouterUse(mean(inside, users), tuple(mean(column, users) for column in shares.T), float(off.max()))
+    inside = np.clip(torch.cat([spread[:, None], shares], dim=1).cpu().numpy(), 0, 1)
+    found = [mean(column, users, within=(0, 1)) for column in inside.T]
+    return RouterUse(found[0], tuple(found[1:]), float(off.max()))
 
 
 @torch.no_grad()

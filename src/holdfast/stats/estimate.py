@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri, stdtrit
 
+_ROUNDING = 1e-9  # by this much an average may step over the ends of what it is made of
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -55,21 +57,34 @@ def rate(k: float, n: float, confidence: float = 0.95) -> Estimate:
     return Estimate(k / n, low, high, round(n), "wilson")
 
 
-def mean(values: ArrayLike, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95) -> Estimate:
+def mean(
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    within: tuple[float, float] = (-math.inf, math.inf),
+) -> Estimate:
     """The mean with a Student-t interval; with `clusters` (one label per value), that of the cluster means.
 
-    Raises `ValueError` for fewer than two sampling units, which leave the spread unknown.
+    within: ends that no value can pass, at which the interval is cut: (0, 1) for shares that are averages themselves,
+    (-1, 1) for differences of shares. The share of flags or wins is `share`, whose interval needs no cut. Raises
+    `ValueError` for values beyond the ends, and for fewer than two sampling units, which leave the spread unknown.
 
     >>> str(mean([1.0, 1.0, 3.0, 3.0], clusters=["a", "a", "b", "b"]))
     '2 [-11, 15] n=2'
+    >>> str(mean([0.8, 0.9], within=(0, 1)))
+    '0.85 [0.21, 1.00] n=2'
     """
     units = per_cluster(values, clusters)
     if units.size < 2:
         raise ValueError(f"an interval for a mean needs at least two sampling units, got {units.size}")
+    if units.min() < within[0] - _ROUNDING or units.max() > within[1] + _ROUNDING:
+        ends = f"[{within[0]:g}, {within[1]:g}]"
+        raise ValueError(f"values lie in {ends}, got means from {units.min():g} to {units.max():g}")
     value = float(units.mean())
     half = stdtrit(units.size - 1, (1 + _level(confidence)) / 2) * units.std(ddof=1) / math.sqrt(units.size)
     method = "student_t" if clusters is None else "student_t, clustered"
-    return Estimate(value, float(value - half), float(value + half), units.size, method)
+    low, high = max(value - half, within[0]), min(value + half, within[1])
+    return Estimate(value, float(low), float(high), units.size, method)
 
 
 def proportion(flags: ArrayLike, clusters: Sequence[Hashable] | None = None, confidence: float = 0.95) -> Estimate:
@@ -183,7 +198,7 @@ def places(labels: Sequence[Hashable]) -> NDArray[np.intp]:
 def _effective_size(p: float, units: NDArray[np.float64], flags: int) -> float:
     if units.size < 2 or p in (0.0, 1.0):
         return units.size
-    squared_error = units.var(ddof=1) / units.size
+    squared_error = float(units.var(ddof=1)) / units.size
     return min(max(p * (1 - p) / squared_error, 1.0), flags) if squared_error > 0 else flags
 
 

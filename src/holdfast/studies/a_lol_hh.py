@@ -48,7 +48,7 @@ from holdfast.rollout.reading import Reader
 from holdfast.stats.compare import paired_bootstrap
 from holdfast.stats.estimate import rate
 from holdfast.studies.a_lol_arms import Course, Labels, Lasting, Ranking, Start, adamw, labelled, learn
-from holdfast.studies.common import criterion, findings, interval, markdown, needed, shared_folder
+from holdfast.studies.common import criterion, existing, findings, interval, markdown, shared_folder
 from holdfast.training.sft import SftTask
 
 SEEDS = (10, 11, 12, 13, 14)
@@ -129,7 +129,7 @@ def rows(folder: Path, most: int | None = None) -> list[Ranked]:
 
 
 def _rows(file: Path, most: int | None = None) -> list[Ranked]:
-    needed(file, "data/hh with LoL-RL's files")
+    existing(file, "data/hh with LoL-RL's files")
     found = read(DataSettings(path=str(file), format="pro", split="all", on_bad_row="skip", limit=most)).records
     return [row for row in found if isinstance(row, Ranked)]
 

@@ -17,7 +17,7 @@ def shared_folder(name: str) -> Path:
     return Path(os.environ.get("HOLDFAST_SHARED", Path(__file__).parents[4] / "shared")) / "data" / name
 
 
-def needed(file: Path, holds: str) -> Path:
+def existing(file: Path, holds: str) -> Path:
     """The file itself; `UserError` where there is none, with what HOLDFAST_SHARED should be set to."""
     if not file.is_file():
         raise UserError(f"there is no {file}; set HOLDFAST_SHARED to the folder that holds {holds}")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from holdfast.errors import UserError
-from holdfast.studies.common import needed
+from holdfast.studies.common import existing
 
 GROUPS = ("helpful", "harmless")
 SPEAKERS = {"<|prompter|>": "Human", "<|assistant|>": "Assistant"}
@@ -68,4 +68,4 @@ def _turn(text: str) -> tuple[str, str]:
 
 
 def _text(file: Path) -> str:
-    return gzip.decompress(needed(file, "data/hh with the hh_test files of LoL-RL").read_bytes()).decode("utf-8")
+    return gzip.decompress(existing(file, "data/hh with the hh_test files of LoL-RL").read_bytes()).decode("utf-8")

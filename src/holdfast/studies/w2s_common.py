@@ -21,7 +21,7 @@ from holdfast.engine.supervised import FitSettings
 from holdfast.stats.compare import paired_t
 from holdfast.stats.estimate import Estimate
 from holdfast.stats.recovery import Recovery, recovered
-from holdfast.studies.common import criterion, interval, markdown, needed, shared_folder
+from holdfast.studies.common import criterion, existing, interval, markdown, shared_folder
 from holdfast.studies.ppo_max import side_by_side
 from holdfast.systems.transfer import one_seed
 from holdfast.systems.transfer_plan import Plan
@@ -37,7 +37,7 @@ Runs = Sequence[Mapping[str, Any]]
 
 def records(name: str) -> list[Readable]:
     """The usable rows of a file; `UserError` when it is missing or two rows have one id."""
-    file = needed(shared_folder("w2s") / f"{name}.jsonl.gz", "data/w2s")
+    file = existing(shared_folder("w2s") / f"{name}.jsonl.gz", "data/w2s")
     found = read(DataSettings(path=str(file), split="all", on_bad_row="skip")).records
     identities(found)
     return found

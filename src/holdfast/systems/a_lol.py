@@ -49,7 +49,7 @@ from holdfast.engine.supervised import FitResult, FitSettings, Task, fit
 from holdfast.errors import UserError
 from holdfast.evaluate.policy import Outcome
 from holdfast.stats.diversity import distinct_n
-from holdfast.systems import dual, exam, given, reading, stages
+from holdfast.systems import dual, exam, given, reading, stages, valued
 from holdfast.systems.scores import CostStage, RewardStage
 from holdfast.training.offline import OfflineRow, OfflineSettings, OfflineTask, offline_rows, plan_rows
 from holdfast.training.ranked import DpoSettings, DpoTask, ProSettings, ProTask, RankedRow, ranked_rows, reference_of
@@ -90,7 +90,7 @@ class ALol(dual.DualSettings):
     """What an answer is worth: scores with their weights."""
     limits: tuple[OfflineLimit, ...] = ()
     """Limits that every answer to learn from has to keep."""
-    value: given.ValueStage = given.ValueStage()
+    value: valued.ValueStage = valued.ValueStage()
     """What the reference earns on a prompt."""
     offline: OfflineSettings | None = OfflineSettings()
     """Learning from single answers; null where `dpo` or `pro` is given."""
@@ -134,14 +134,14 @@ class ALol(dual.DualSettings):
         unread = {
             "data.ranked": self.offline is not None and data.ranked is not None,
             "data.answers": self.offline is None and data.answers is not None,
-            "value": "advantage" not in needs and self.value != given.ValueStage(),
+            "value": "advantage" not in needs and self.value != valued.ValueStage(),
             "rewards": not rewarded and self.rewards != given.REWARD,
         }
         if ignored := [name for name, moved in unread.items() if moved]:
             method = self.offline.method if self.offline else "dpo" if self.dpo else "pro"
             raise ValueError(
-                f"{', '.join(ignored)}: not read by {method}; leave out what is given there (a recipe's value by "
-                "value={}, its rewards by rewards={reward: {}})"
+                f"{', '.join(ignored)}: not read by {method}; leave out what is given there (a recipe's by "
+                "'value={}' and 'rewards={reward: {}}')"
             )
         return self
 
@@ -191,7 +191,7 @@ def from_answers(
     answers, weight = given.within(answers, settings.limits, bench)
     if "advantage" in method.needs:
         margin = method.value_margin
-        rows, known = given.annotated(bench, answers, settings.rewards, settings.value, reference, margin)
+        rows, known = valued.annotated(bench, answers, settings.rewards, settings.value, reference, margin)
         ready = offline_rows(rows, known, weight)
     else:
         ready = given.rewarded_rows(bench, answers, weight)
@@ -221,7 +221,8 @@ def from_rankings(
     else:
         assert settings.dpo is not None
         task = DpoTask(bench.policy, bench.template.pad_id, settings.dpo)
-        rows = known_to(reference, rows, bench)
+        if not settings.dpo.reference_free:
+            rows = known_to(reference, rows, bench)
     rows, watching = divided(rows, found, settings.held_out)
     learned = learn(task, rows, watching, settings, bench, None)
     return {"method_of": task.name, "rankings": len(found), "watching": len(watching), **learned}
@@ -246,14 +247,14 @@ def divided(rows: Sequence[Row], prompts: Sequence[Record], share: float) -> tup
 def referred(reference: exam.Reference, rows: list[OfflineRow], bench: dual.Bench) -> list[OfflineRow]:
     """The rows with the reference's log-probabilities of their answers' tokens."""
     with reference() as frozen:
-        table = given.reader(bench, frozen).logprobs([row.tokens for row in rows])
+        table = valued.reader(bench, frozen).logprobs([row.tokens for row in rows])
     return [replace(row, ref=own[: len(row.tokens.response_ids)]) for row, own in zip(rows, table, strict=True)]
 
 
 def known_to(reference: exam.Reference, rows: list[RankedRow], bench: dual.Bench) -> list[RankedRow]:
     """The rows with what the reference says of their answers."""
     with reference() as frozen:
-        return reference_of(rows, given.reader(bench, frozen))
+        return reference_of(rows, valued.reader(bench, frozen))
 
 
 def learn(
@@ -268,7 +269,7 @@ def learn(
     contest = None if settings.best is None else contest_of(settings, settings.best.evaluations, asked, bench)
     result = fit(task, rows, held_out, own, bench.run, stage=STAGE, order=order, contest=contest)
     stages.say(f"policy: {result.steps} steps, held out {stages.numbers(result.metrics)}")
-    return {"learned": result.metrics, **best_of(result, asked, bench.pools)}
+    return {"learned": result.metrics, **best_of(result, len(asked))}
 
 
 def judging_prompts(pools: reading.Pools, most: int) -> list[Conversation]:
@@ -300,12 +301,11 @@ def contest_of(settings: ALol, times: int, asked: Sequence[Conversation], bench:
     return Contest(judge, times, "reward")
 
 
-def best_of(result: FitResult, asked: Sequence[Record], pools: reading.Pools) -> dict[str, Any]:
-    """The best step and what else was judged, for the summary; nothing where nobody judged."""
+def best_of(result: FitResult, prompts: int) -> dict[str, Any]:
+    """The best step and what else was judged on how many prompts, for the summary; nothing where nobody judged."""
     if result.best is None:
         return {}
     stages.say(f"policy: step {result.best.step} is the best, reward {result.best.value:.3f}, and goes on")
-    prompts = {"asked": len(asked), "in_the_exam": len(leaks(pools.dev, asked))}
     return {"best": {**_plain(result.best), "of": [_plain(one) for one in result.judged], "prompts": prompts}}
 
 

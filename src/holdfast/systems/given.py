@@ -1,54 +1,35 @@
-"""The stages of learning from answers that lie there already: gather, score, limit, value, annotate.
+"""The stages of learning from answers that lie there already: gather, score, limit, rank.
 
-Each is one step of A-LoL (arXiv 2305.14718); methods that need less take fewer of them.
+What A-LoL (arXiv 2305.14718) asks of the reference besides is in `valued`; methods that need less take fewer stages.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from holdfast.config import Settings
 from holdfast.data.recast import as_ranked
 from holdfast.data.schema import Conversation, DualPair, Ranked, Record, Scored
 from holdfast.data.split import leaks
-from holdfast.data.template import Encoded
 from holdfast.engine.log import RunFolder
 from holdfast.errors import UserError
-from holdfast.models.value import ValueHead, network_digest
-from holdfast.rollout.reading import PromptStates, Reader
+from holdfast.models.value import network_digest
+from holdfast.preference.score import ModelScorer
 from holdfast.systems import dual, reading, stages
-from holdfast.training.annotate import CARD, Annotations, annotate, facts_of
 from holdfast.training.offline import OfflineRow
 from holdfast.training.selection import Admitted, OfflineLimit, RewardTerm, admit, reward_of
-from holdfast.training.value import ValueSettings, fit_value
 
-Reference = Callable[[], AbstractContextManager[nn.Module]]
 Item = TypeVar("Item", bound=Record)
 Found = TypeVar("Found")
 Terms = Mapping[str, RewardTerm]
 FOLDER = "annotations"
 # What an answer is worth unless a run says otherwise.
 REWARD = {"reward": RewardTerm()}
-
-
-class ValueStage(Settings):
-    """What the reference earns on a prompt, V(x)."""
-
-    learn_from: Literal["samples", "data"] = "samples"
-    """Scores of the reference's own answers to the prompts to practise on, `rollout.samples_per_prompt` each; or the
-    rewards of the data themselves, which needs no scorer and asks what the data earn on such prompts."""
-    head: ValueSettings = ValueSettings()
-    """The head, and how it is fitted."""
-    room: float = Field(0.05, gt=0)
-    """What the range of V leaves below and above the rewards it learns from, as a share of their range."""
 
 
 class OfflineData(reading.DataSection):
@@ -106,7 +87,7 @@ def gather(bench: dual.Bench, data: OfflineData, terms: Terms, limits: Sequence[
         _named_in(rows, own)
         scores = {name: torch.tensor([one.scores[name] for one in rows]) for name in own}
         scores |= scores_of(bench, answered, asked, "scores") if asked else {}
-    return Answers(answered, scores, _worth(scores, terms, answered))
+    return Answers(answered, scores, worth_of(scores, terms, answered))
 
 
 def in_no_other_fold(bench: dual.Bench, rows: Sequence[Item], name: str) -> list[Item]:
@@ -146,7 +127,7 @@ def scores_of(
         found = stages.scores_by_name(bench.scorer)(answered)
         return {key: [value if math.isfinite(value) else None for value in found[key].tolist()] for key in needed}
 
-    kept = once(bench.run, name, [_told(answered), list(needed), scorer_digest(bench, {})], ask)
+    kept = once(bench.run, name, [plain(answered), list(needed), scorer_digest(bench, {})], ask)
     return {key: torch.tensor([math.nan if one is None else one for one in kept[key]]) for key in needed}
 
 
@@ -171,11 +152,12 @@ def once(run: RunFolder, name: str, follows_from: Any, make: Callable[[], Found]
     return stages.on_main(run, work)
 
 
-def _told(conversations: Sequence[Conversation]) -> list[Any]:
+def plain(conversations: Sequence[Conversation]) -> list[Any]:
+    """The conversations as plain JSON."""
     return [one.model_dump(mode="json") for one in conversations]
 
 
-def _worth(scores: Mapping[str, Tensor], terms: Terms, answered: Sequence[Conversation]) -> Tensor:
+def worth_of(scores: Mapping[str, Tensor], terms: Terms, answered: Sequence[Conversation]) -> Tensor:
     """(N,) what the answers are worth, NaN where nobody asks, or `UserError` that names those without a score."""
     if not terms:
         return torch.full((len(answered),), math.nan, dtype=torch.float64)
@@ -218,88 +200,18 @@ def within(answers: Answers, limits: Sequence[OfflineLimit], bench: dual.Bench) 
     return answers.take(chosen), found.weight[chosen]
 
 
-def annotated(
-    bench: dual.Bench, answers: Answers, terms: Terms, value: ValueStage, reference: Reference, margin: float
-) -> tuple[list[Encoded], Annotations]:
-    """The encoded answers with V, advantages and reference log-probabilities, kept in the folder `annotations`."""
-    rows = [bench.template.answered(one) for one in answers.conversations]
-    folder = bench.run.path / FOLDER
-    with reference() as frozen:
-        learned_from = _earned(bench, rows, answers, terms, value, reader(bench, frozen))
-    # Outside, because a reference that shares the policy's weights is open without gradients.
-    head = _value_head(bench, *learned_from, value)
-    origin = {"scorer": scorer_digest(bench, terms), "margin": margin}
-
-    def written() -> dict[str, Any]:
-        with reference() as frozen:
-            told = reader(bench, frozen), head, rows, answers.reward
-            if not (folder / CARD).is_file():
-                components = {name: answers.scores[name] for name in terms}
-                found = annotate(*told, components=components, **origin)
-                head.save(folder / "value_head")
-                found.save(folder)
-            return facts_of(*told, **origin)
-
-    # All processes read one file: an advantage that rounding lifts above zero in one of them must be kept by all.
-    found = Annotations.load(folder, stages.on_main(bench.run, written))
-    bench.facts["annotations"] = summary = found.summary()
-    stages.say(
-        f"annotations: {summary['kept']} of {summary['answers']} answers are better than the reference's on their "
-        f"prompt; mean reward {summary['mean_reward']:.3f}, mean value {summary['mean_value']:.3f}"
-    )
-    return rows, found
-
-
-def reader(bench: dual.Bench, frozen: nn.Module) -> Reader:
-    """What the reference says of given answers: at temperature 1, as the policy that learns from them is read."""
-    return Reader(frozen, bench.template.pad_id, micro_tokens=bench.settings.rollout.micro_tokens)
-
-
-def _earned(
-    bench: dual.Bench, rows: Sequence[Encoded], answers: Answers, terms: Terms, value: ValueStage, reading_it: Reader
-) -> tuple[PromptStates, Tensor, Tensor]:
-    """States of prompts, and of each answer that V learns from, the reference's own or given, its prompt and reward."""
-    if value.learn_from == "samples":
-        return _sampled(bench, terms, reading_it)
-    prompts, of = reading_it.prompt_states(rows)
-    return prompts, of, answers.reward
-
-
-def _value_head(bench: dual.Bench, prompts: PromptStates, of: Tensor, earned: Tensor, value: ValueStage) -> ValueHead:
-    """V(x), fitted to what was earned on the prompts."""
-    # A sigmoid reaches neither end of its range.
-    room = value.room * max(float(earned.max() - earned.min()), 1e-6)
-    settings = value.head.model_copy(update={"fit": stages.offset(value.head.fit, bench.settings.seed)})
-    head = settings.head(prompts.states.shape[-1], float(earned.min()) - room, float(earned.max()) + room)
-    found = fit_value(head, prompts, earned, of, settings, bench.run)
-    bench.facts["value"] = {"epoch": found.epoch, **found.calibration.to_dict()}
-    bias = found.calibration.bias
-    stages.say(f"value: epoch {found.epoch}, held out mean R - V {bias}, slope {found.calibration.slope}")
-    return found.head
-
-
-def _sampled(bench: dual.Bench, terms: Terms, reading_it: Reader) -> tuple[PromptStates, Tensor, Tensor]:
-    """The states of the prompts to practise on, and for each of the reference's answers its prompt and reward."""
-    scored_by(bench, list(terms), "; or set value.learn_from=data, which needs no scorer")
-    asked, rollout, seed = bench.pools.practise, bench.settings.rollout, bench.settings.seed
-    starts = [bench.template.prompt(one) for one in asked]
-
-    def sample() -> list[tuple[int, str]]:
-        found = bench.generator.generate(starts, rollout.samples_per_prompt, rollout.sampling, seed)
-        return [(one.prompt_index, bench.template.decode(one.response_ids)) for one in found]
-
-    how = [rollout.samples_per_prompt, rollout.sampling.model_dump(mode="json"), seed]
-    samples = once(bench.run, "samples", [_told(asked), *how, network_digest(reading_it.model)], sample)
-    answered = [asked[i].answer(text) for i, text in samples]
-    scores = scores_of(bench, answered, list(terms), "sample_scores")
-    prompts, place = reading_it.prompt_states(starts)
-    return prompts, place[[i for i, _ in samples]], _worth(scores, terms, answered)
-
-
 def scorer_digest(bench: dual.Bench, terms: Terms) -> str:
-    """A hash of what rewards follow from: the terms, the run's own models, and the settings of all other scorers."""
+    """A hash of what rewards follow from: the terms, every score model, and the settings of all other scorers.
+
+    A folder of `scorers` counts by what was loaded from it as well, which may have been trained anew. Of functions and
+    services no more can be seen than their settings.
+    """
     models = {name: getattr(bench, name) for name in ("reward", "cost", "attributes")}
     weights = {name: network_digest(model.network) for name, model in models.items() if model is not None}
+    for one in bench.others:
+        if isinstance(one, ModelScorer):
+            loaded = f"{network_digest(one.model.network)} {one.template.fingerprint}"
+            weights[f"scorers: {', '.join(one.names)}"] = loaded
     others = bench.settings.model_dump(mode="json", include={"scorers", "functions", "endpoints"})
     told = {name: term.model_dump() for name, term in terms.items()}
     return hashlib.sha256(json.dumps([weights, others, told], sort_keys=True).encode()).hexdigest()
@@ -358,7 +270,7 @@ def _by_score(bench: dual.Bench, found: Sequence[Ranked], terms: Terms) -> list[
     unknown = [one.rewards for one in found].count(None)
     scored_by(bench, list(terms), f": {unknown} of {len(found)} rankings bring no rewards, by which pro orders them")
     scores = scores_of(bench, answered, list(terms), "ranking_scores")
-    rewards = iter(_worth(scores, terms, answered).tolist())
+    rewards = iter(worth_of(scores, terms, answered).tolist())
     return [
         Ranked.by_reward(one.responses, [next(rewards) for _ in one.responses], id=one.id, prompt=one.prompt)
         for one in found

@@ -272,10 +272,10 @@ def find_zero(stage: CostStage, scored: PairScores, task: CostTask, shop: Shop) 
 
 
 def area(scores: np.ndarray, harmful: np.ndarray) -> Estimate:
-    """The AUC with the 95 % interval of Hanley and McNeil (1982)."""
+    """The AUC with the 95 % interval of Hanley and McNeil (1982), cut at 0 and 1."""
     value = auc(scores, harmful)
     n1, n0 = float(harmful.sum()), float((1 - harmful).sum())
     q1, q2 = value / (2 - value), 2 * value**2 / (1 + value)
     variance = (value * (1 - value) + (n1 - 1) * (q1 - value**2) + (n0 - 1) * (q2 - value**2)) / (n1 * n0)
     half = 1.96 * variance**0.5
-    return Estimate(value, value - half, value + half, len(scores), "hanley_mcneil")
+    return Estimate(value, max(value - half, 0.0), min(value + half, 1.0), len(scores), "hanley_mcneil")

@@ -129,7 +129,10 @@ class _Bench:
         table = WeakLabels.read(file, **stamp)
         if table.calibration.method != calibration.method:
             known, wanted = table.calibration.method, calibration.method
-            raise UserError(f"{file} is stale: it was calibrated by {known}, now {wanted} is asked for; label again")
+            raise UserError(
+                f"{file} is stale: it was calibrated by {known}, now {wanted} is asked for; delete it, and the items "
+                "are labelled again"
+            )
         return table
 
     def _asked(self, stage: str, predictor: Predictor, pool: Pool) -> Tensor:
@@ -181,13 +184,18 @@ class _Bench:
         for i, (learner, settings) in enumerate(self.plan.intermediate, start=1):
             found = self._taught(learner, self.pools.fresh[i - 1], settings, labels, f"intermediate/{i}")
             if audit.ids:
-                before, now = (
-                    self.plan.vault.accuracy(audit.ids, one(audit.items), "audit").value for one in (supervisor, found)
-                )
+                before, now = self._audited(supervisor, found)
                 if now < before:
                     return None, f"intermediate learner {i} is right on {now:.3f} of the audit, below {before:.3f}"
             labels, supervisor = self.labelled(f"intermediate_{i}", learner, found), found
         return (labels if self.plan.intermediate else None), ""
+
+    def _audited(self, *predictors: Predictor) -> list[float]:
+        """The accuracy of each on the audited items, as the first process found it."""
+        ids, items = self.pools.audit.ids, self.pools.audit.items
+        found = [self.plan.vault.accuracy(ids, one(items), "audit").value for one in predictors]
+        # One answer for all: where rounding ended it in one process alone, the others would wait for that one.
+        return stages.on_main(self.run, lambda: found)
 
     def keep(self, name: str, p: Tensor) -> None:
         """Write what a model says of the test items."""

@@ -125,7 +125,10 @@ class WeakToStrong(stages.RunSettings):
     @model_validator(mode="after")
     def _settings_go_together(self) -> "WeakToStrong":
         if "soft" not in self.losses or self.losses["soft"].kind != "soft":
-            raise ValueError("losses needs the naive student, `soft: {kind: soft}`, that the others are compared with")
+            raise ValueError(
+                "losses needs the naive student, `soft: {kind: soft}`, that the others are compared with (where losses "
+                "are named, those that stand by default are left out)"
+            )
         if any(one.fit != TransferSettings().fit for one in self.losses.values()):
             raise ValueError("losses share `fit`; set that instead of a fit of their own")
         if self.sft is not None:

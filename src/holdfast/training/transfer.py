@@ -150,7 +150,8 @@ class TransferTask:
     forward: inputs of rows to logits (B, K) of `model`. order: where a step is cut into micro-batches or shared among
     processes, its predictions are collected in a first pass without gradient, so that the threshold is that of the
     whole step. A first pass costs a third of a step and has no state; a buffer of earlier predictions would be older
-    than the weights and would have to be part of every checkpoint.
+    than the weights and would have to be part of every checkpoint. watch: called with the number of every epoch, from
+    1, at its end.
     """
 
     name = "transfer"
@@ -166,9 +167,10 @@ class TransferTask:
         *,
         order: Order | None = None,
         processes: Processes | None = None,
+        watch: Callable[[int], None] | None = None,
     ) -> None:
         self.model, self.forward, self.rows, self.settings, self.prior = model, forward, rows, settings, prior
-        self.order, self.processes = order, processes or Processes()
+        self.order, self.processes, self.watch = order, processes or Processes(), watch
         self.weight = 0.0
         self._surveyed: dict[int, Tensor] = {}
 
@@ -177,6 +179,12 @@ class TransferTask:
         settings = self.settings
         self.weight = losses.warm_up((step - 1) / total, settings.warm_up, settings.most)
         self._surveyed = self._survey(step) if self._is_cut else {}
+
+    def end(self, step: int, total: int) -> None:
+        """Let whoever watches see the model at the end of each epoch."""
+        epoch, begun = divmod(step * self.settings.fit.epochs, total)
+        if self.watch is not None and not begun:
+            self.watch(epoch)
 
     def collate(self, rows: Sequence[TransferRow]) -> TransferBatch:
         """The rows side by side; their labels on the model's device."""
@@ -246,13 +254,13 @@ def train(
 ) -> None:
     """Train `network` in place; with `held_out` rows it ends as it was when it agreed best with their labels.
 
-    Of equals the earlier is taken; `selection.json` says how each epoch agreed. watch: called by the first process with
-    the number of the epoch, from 1, at its end, while the network is what it is then. The run's stage `transfer` is
-    resumed, and only loaded when it is finished.
+    Of equals the earlier is taken; `selection.json` says how each epoch agreed. watch: called with the number of the
+    epoch, from 1, at its end, while the network is what it is then. The run's stage `transfer` is resumed, and only
+    loaded when it is finished.
     """
     epochs = settings.fit.epochs
     order = Shuffled(len(rows), settings.fit.batch_size, epochs, settings.fit.seed)
-    task = TransferTask(network, forward, rows, settings, prior, order=order, processes=run.processes)
+    task = TransferTask(network, forward, rows, settings, prior, order=order, processes=run.processes, watch=watch)
 
     def agreement() -> float:
         # The first process judges alone: it may not ask the others for their share, as `evaluate` would.
@@ -260,14 +268,7 @@ def train(
         found = predicted(network, forward, [row.input for row in held_out], settings.fit.micro_tokens or 16384)
         return float((found.argmax(-1) == told).double().mean())
 
-    def judge(step: int) -> float:
-        epoch = step * epochs // order.steps
-        if watch is not None:
-            watch(epoch)
-        # With nothing to choose by the last epoch is the best.
-        return agreement() if held_out else float(epoch)
-
-    contest = Contest(judge, epochs, "agreement" if held_out else "epoch") if held_out or watch else None
+    contest = Contest(lambda step: agreement(), epochs, "agreement") if held_out else None
     found = fit(task, rows, (), settings.fit, run, stage=task.name, order=order, contest=contest)
     if held_out:
         run.write_json("selection.json", {"agreement": [one.value for one in found.judged]})
