@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from holdfast.engine.guard import snapshots
+from holdfast.engine.guard import forget_from, snapshots, thin_out
 from holdfast.engine.loop import Loop
 from holdfast.engine.seeds import random_state, restore
 from holdfast.errors import RunError
@@ -66,7 +66,8 @@ class Best:
         """After step `step`: judge the weights if it is time, log it, and keep them if they are the best so far."""
         if step not in self._due:
             return
-        self._forget_from(step)
+        if self.loop.run.processes.is_main:
+            forget_from(self._folder, step)  # what a killed run kept of this step and later is judged anew
         self.of.append(Judged(step, self._value(step)))
         self.loop.run.log(self.loop.stage, step, {f"best/{self.contest.name}": self.of[-1].value})
         if self.chosen is self.of[-1]:
@@ -103,23 +104,8 @@ class Best:
             restore(before)
         return processes.gather([value])[0]
 
-    def _forget_from(self, step: int) -> None:
-        """Forget what a killed run kept of `step` and later, which are judged anew."""
-        if self.loop.run.processes.is_main:
-            for later in self._folder.steps():
-                if later >= step:
-                    self._folder.forget(later)
-
     def _write(self, step: int) -> None:
         if self.loop.run.processes.is_main:
             self._folder.save(step, self.loop.modules, {})
-            self._thin_out()
+            thin_out(self._folder, self.loop.checkpoints.steps())
         self.loop.run.processes.barrier()
-
-    def _thin_out(self) -> None:
-        """Forget the snapshots that neither this run nor one resumed from a checkpoint of it could choose."""
-        kept = self._folder.steps()
-        known = [[step for step in kept if step <= point] for point in self.loop.checkpoints.steps()]
-        needed = {max(steps) for steps in (kept, *known) if steps}
-        for step in set(kept) - needed:
-            self._folder.forget(step)

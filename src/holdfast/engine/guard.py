@@ -4,7 +4,7 @@ The guard itself only reads numbers. Here stands what touches weights and files,
 resumed goes back to the same snapshots as one that is not.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import nn
@@ -128,9 +128,7 @@ class Watch:
         self._begun = True
         if self.loop.run.processes.is_main:
             for folder in (self._healthy, self._best):
-                for step in folder.steps():
-                    if step >= done:
-                        folder.forget(step)
+                forget_from(folder, done)
         # Asked of the first process: the others might look while it writes.
         self._latest = self.loop.run.processes.gather([self._healthy.latest()])[0]
 
@@ -158,12 +156,8 @@ class Watch:
         self._thin_out(self._healthy)
 
     def _thin_out(self, folder: Checkpoints) -> None:
-        """Forget the snapshots that neither the run nor one resumed from its checkpoints would go back to."""
-        kept = folder.steps()
-        known = [[step for step in kept if step < point] for point in self.loop.checkpoints.steps()]
-        needed = {max(steps) for steps in (kept, *known) if steps}
-        for step in set(kept) - needed:
-            folder.forget(step)
+        # The snapshot of a checkpoint's own step is judged by the iteration that comes next.
+        thin_out(folder, [point - 1 for point in self.loop.checkpoints.steps()])
 
     def _restore(self) -> int:
         """Put the last healthy snapshot in place and return its step."""
@@ -182,6 +176,25 @@ def snapshots(main: Checkpoints, name: str) -> Checkpoints:
     """The snapshots called `healthy` or `best` beside a stage's checkpoints."""
     # How many are needed depends on the stage's checkpoints, so `Watch` and `engine.best.Best` forget them themselves.
     return Checkpoints(main.folder / name, keep=2**31, fingerprint=main.fingerprint)
+
+
+def forget_from(folder: Checkpoints, step: int) -> None:
+    """Forget the snapshots of `step` and later."""
+    for later in folder.steps():
+        if later >= step:
+            folder.forget(later)
+
+
+def thin_out(folder: Checkpoints, points: Sequence[int]) -> None:
+    """Forget the snapshots that nobody goes back to: neither this run nor one that was resumed at one of `points`.
+
+    What is left are the last one and the last up to each of `points`.
+    """
+    kept = folder.steps()
+    known = [[step for step in kept if step <= point] for point in points]
+    needed = {max(steps) for steps in (kept, *known) if steps}
+    for step in set(kept) - needed:
+        folder.forget(step)
 
 
 def restore_best(run: RunFolder, stage: str, modules: Mapping[str, nn.Module]) -> int | None:
