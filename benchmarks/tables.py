@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 STUDY = re.compile(r"(<!-- study (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- presets (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 SPEED = re.compile(r"(<!-- (grpo|scaling|dpo) -->\n).*?(<!-- end -->)", re.DOTALL)
-RUN = re.compile(r"(<!-- run (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+RUN = re.compile(r"(<!-- run ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 KINDS = {"ppo": PRESETS, "grpo": GRPO_PRESETS}
 
 

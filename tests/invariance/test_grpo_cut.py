@@ -196,8 +196,10 @@ def test_several_processes_have_the_gradient_of_one(case, size):
     for gradients, told, _ in found:
         assert_close(gradients, one)
         assert all(torch.equal(gradients[name], found[0][0][name]) for name in one)
-        decisive = [name for name in numbers if name.startswith(("multiplier", "cost", "kl_coef"))]
-        assert {name: told[name] for name in decisive} == pytest.approx({n: numbers[n] for n in decisive}, abs=1e-5)
+        assert list(told) == list(numbers), "those to watch come first"
+        timeless = [name for name in numbers if not name.startswith("seconds")]
+        # float32 in another order of sums
+        assert {name: told[name] for name in timeless} == pytest.approx({n: numbers[n] for n in timeless}, abs=1e-4)
     for name in ("advantages", "kept", "silent"):
         joined = torch.cat([getattr(mine, name) for _, _, mine in found])
         torch.testing.assert_close(joined, getattr(learnable, name), rtol=0, atol=1e-6)

@@ -76,7 +76,6 @@ STEP, CUT = "src/holdfast/engine/step.py", "tests/invariance/test_grpo_cut.py"
 CORRECTION, OBJECTIVES = "src/holdfast/training/correction.py", "src/holdfast/training/objectives.py"
 MUTANTS += [
     (STEP, "values[~values.isnan()].double()", "values.double()", TESTS),
-    (STEP, "for name in columns if counts[name]}", "for name in totals if counts[name]}", CUT),
     (OBJECTIVES, "told = column_means(columns, self.processes)", "told = column_means(columns, Processes())", CUT),
     (CORRECTION, "processes or Processes()", "Processes()", CUT),
 ]

@@ -31,6 +31,20 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Begin anew where another run lies.")]
 
 
+@app.callback()
+def start(context: typer.Context) -> None:
+    """Refuse what several processes would only do several times over: a seal opened, a file written, a grid begun."""
+    if context.invoked_subcommand not in ("run", "demo") and "LOCAL_RANK" in os.environ and _processes() > 1:
+        raise UserError(
+            f"{context.invoked_subcommand} works on one process, and a launcher started {_processes()}; start it alone"
+            + (", and give the launcher as --launcher" if context.invoked_subcommand == "sweep" else "")
+        )
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @app.command()
 def demo(
     method: Annotated[str, typer.Option(help="pessimistic, mean (kappa = 0), or reward_only (no limit).")] = (
@@ -264,7 +278,9 @@ def main() -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    typer.secho(f"error: {message}", fg="red", err=True)
+    rank = os.environ.get("RANK", "0")
+    who = "" if rank == "0" else f"process {rank}: "
+    typer.secho(f"{who}error: {message}", fg="red", err=True)
     sys.exit(code)
 
 

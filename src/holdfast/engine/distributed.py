@@ -1,12 +1,14 @@
 """How many processes work together, and the few ways in which they speak."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from holdfast.errors import HoldfastError
 
 Item = TypeVar("Item")
 
@@ -65,6 +67,23 @@ class Processes:
         lists: list[Any] = [None] * self.size
         dist.all_gather_object(lists, own)
         return [item for one in lists for item in one]
+
+    def on_first(self, work: Callable[[], Item]) -> Item:
+        """The result of `work`, done once, by the first process, while the others wait; its error ends them all alike.
+
+        >>> Processes().on_first(lambda: 1)
+        1
+        """
+        told: tuple[Item | None, HoldfastError | OSError | None] = None, None
+        if self.is_main:
+            try:
+                told = work(), None
+            except (HoldfastError, OSError) as error:
+                told = None, error
+        found, problem = self.gather([told])[0]
+        if problem is not None:
+            raise problem
+        return found  # type: ignore[return-value]
 
     def shard(self, items: Sequence[Item]) -> list[Item]:
         """This process's contiguous share; shares differ by at most one item and none is given twice."""

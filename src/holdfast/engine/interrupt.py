@@ -13,10 +13,12 @@ class Interrupt:
     """Inside this context the first SIGINT or SIGTERM only sets `requested`; the second ends the process at
     once.
 
-    Outside the main thread Python delivers no signals, and the context does nothing.
+    aloud: whether it says that it heard; where several processes hear, one is enough. Outside the main thread Python
+    delivers no signals, and the context does nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, aloud: bool = True) -> None:
+        self._aloud = aloud
         self.requested: str | None = None
         """Name of the signal that asked to stop."""
         self._before: dict[signal.Signals, Any] = {}
@@ -38,5 +40,7 @@ class Interrupt:
             os.kill(os.getpid(), number)
             return
         self.requested = signal.Signals(number).name
+        if not self._aloud:
+            return
         # Not print: a buffered stream cannot be entered again from a signal handler.
         os.write(2, f"\n{self.requested}: stopping after this step; again to stop at once\n".encode())

@@ -61,7 +61,7 @@ class Loop:
         processes = self.run.processes
         seed_everything(seed + processes.rank)
         self._resume()
-        with Interrupt() as interrupt, self.run.progress(self.total, self.stage, self.done) as show:
+        with Interrupt(processes.is_main) as interrupt, self.run.progress(self.total, self.stage, self.done) as show:
             for step in range(self.done + 1, self.total + 1):
                 if self._is_over():
                     break

@@ -25,7 +25,7 @@ class Algorithm(Protocol):
     on.
 
     Training and evaluation mode of the parts is the algorithm's business. So is talking to other processes
-    inside `collect` and `after`; the loop hands every process its share of the prompts.
+    inside `collect`, `after` and `samples`; the loop hands every process its share of the prompts.
     """
 
     @property
@@ -60,7 +60,7 @@ class Algorithm(Protocol):
         """What remains to be done after learning (controllers), and the numbers of this iteration to log."""
 
     def samples(self, experience: Any) -> list[dict[str, Any]]:
-        """A few records to read: prompt, response, scores."""
+        """A few records to read: prompt, response, scores; alike on all processes, which call this together."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that changes and is no part: multipliers, windows, normalisers."""
@@ -111,13 +111,11 @@ def run_online(
     what it finds is done: snapshots, a rollback, an early end (see `guard.Watch`). `finished` is asked before each
     iteration; true ends the stage. `choose` names the prompts of an iteration, counted from 0, by their indices;
     without it `take` does. Every process and every resumed run must be answered alike. Raises `UserError` when
-    there are fewer prompts than an iteration takes.
+    there are fewer prompts than an iteration takes, or fewer in an iteration than processes.
     """
-    portion = settings.prompts_per_iteration
-    if len(prompts) < portion:
-        raise UserError(f"{stage}: prompts_per_iteration is {portion} and only {len(prompts)} prompts are given")
+    portion, processes = settings.prompts_per_iteration, run.processes
+    _refuse_too_few(stage, portion, len(prompts), processes.size)
     chosen = choose or partial(take, len(prompts), portion, seed=settings.seed)
-    processes = run.processes
     steps = {
         name: Step(part, algorithm.optimisers[name], settings.iterations, processes, stage=f"{stage}/{name}")
         for name, part in algorithm.parts.items()
@@ -140,7 +138,7 @@ def run_online(
             numbers |= watch.look(number, numbers)
         run.log(stage, number, row | numbers)
         if every(settings.sample_every, number):
-            for record in processes.gather(algorithm.samples(experience)):
+            for record in algorithm.samples(experience):
                 run.sample({"stage": stage, "step": number, **record})
         return numbers
 
@@ -150,6 +148,16 @@ def run_online(
     watch = None if guard is None else Watch(guard, loop)
     last = loop.go(advance, settings.seed)
     return OnlineResult(loop.done, last)
+
+
+def _refuse_too_few(stage: str, portion: int, given: int, processes: int) -> None:
+    if given < portion:
+        raise UserError(f"{stage}: prompts_per_iteration is {portion} and only {given} prompts are given")
+    if portion < processes:
+        raise UserError(
+            f"{stage}: prompts_per_iteration is {portion} and there are {processes} processes, each of which answers "
+            "at least one; raise it, or start fewer"
+        )
 
 
 def take(size: int, portion: int, number: int, seed: int, *stream: int) -> list[int]:

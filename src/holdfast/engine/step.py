@@ -79,6 +79,18 @@ def means(sums: Iterable[Mapping[str, Sum]], processes: Processes) -> dict[str, 
     }
 
 
+def column_means(columns: Mapping[str, Tensor], processes: Processes) -> dict[str, float]:
+    """The mean of each column (N,) over all processes, not-a-number left out; none of a column that knows nothing.
+
+    >>> column_means({"a": torch.tensor([1.0, torch.nan, 4.0]), "b": torch.tensor([torch.nan])}, Processes())
+    {'a': 2.5}
+    """
+    known = {name: values[~values.isnan()].double() for name, values in columns.items()}
+    totals = processes.add_up([{name: float(values.sum()) for name, values in known.items()}])
+    counts = processes.add_up([{name: float(values.numel()) for name, values in known.items()}])
+    return {name: totals[name] / counts[name] for name in columns if counts[name]}
+
+
 class Step:
     """One AdamW over the trainable parameters of `module`, stepped `total_steps` times.
 

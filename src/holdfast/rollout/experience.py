@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from holdfast.config import Settings
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Encoded, Template
+from holdfast.engine.distributed import Processes
 from holdfast.errors import UserError
 from holdfast.losses.logprob import kl_k1
 from holdfast.rollout.ragged import Ragged
@@ -84,6 +85,30 @@ class Experience:
         if name not in self.scores:
             raise UserError(f"the scorer gives no score {name!r}; it gives {', '.join(self.scores) or 'none'}")
         return self.scores[name]
+
+
+def of_all(experience: Experience, processes: Processes) -> Experience:
+    """The answers of all processes in the order of their ranks, to be looked at: without images, with mean seconds."""
+    if processes.size == 1:
+        return experience
+    bare = replace(experience, rows=[replace(row, images=[]) for row in experience.rows], sampler_logprobs=None)
+    found = processes.gather([bare])
+    rows = [row for one in found for row in one.rows]
+
+    def table(name: str) -> Tensor:
+        return places(rows).table(torch.cat([one.places.flat(getattr(one, name)) for one in found]))
+
+    return replace(
+        bare,
+        rows=rows,
+        conversations=[each for one in found for each in one.conversations],
+        old_logprobs=table("old_logprobs"),
+        ref_logprobs=table("ref_logprobs"),
+        scores={name: torch.cat([one.scores[name] for one in found]) for name in experience.scores},
+        truncated=torch.cat([one.truncated for one in found]),
+        groups=tuple(group for one in found for group in one.groups),
+        seconds={phase: sum(one.seconds[phase] for one in found) / len(found) for phase in experience.seconds},
+    )
 
 
 @dataclass(frozen=True)

@@ -315,7 +315,8 @@ def outlook_of(
     main = limits.patterns[0]
     if bench.zero and main.settings.measure == "logit" and facts["reach"]:
         now = main.sign * facts["reach"][main.name]["cost_now"]
-        facts["suggested_threshold"] = suggestion(bench.scorer, bench.pools.held_out_pairs, main, now)
+        pairs = bench.pools.held_out_pairs
+        facts["suggested_threshold"] = stages.on_main(bench.run, lambda: suggestion(bench.scorer, pairs, main, now))
     return facts
 
 

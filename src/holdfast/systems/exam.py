@@ -107,8 +107,8 @@ def _examples(before: Outcome, after: Outcome) -> list[dict[str, str]]:
 
 
 def exam(bench: Bench, reference: Any) -> Outcome:
-    """Examine the policy as it is now."""
-    return examine(exam_of(bench), bench.generator, bench.policy, reference)
+    """Examine the policy as it is now: once, since endpoints are paid for each answer and may vary."""
+    return stages.on_main(bench.run, lambda: examine(exam_of(bench), bench.generator, bench.policy, reference))
 
 
 def finish(bench: Bench, summary: Mapping[str, Any], began: float, method: str) -> dict[str, Any]:

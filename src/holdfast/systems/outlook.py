@@ -45,10 +45,7 @@ def look_ahead(
     The reference must not have moved. reward: the score that is maximised, `score` what is done to it.
     """
     seen = list(prompts[: settings.prompts])
-    starts = [collector.template.prompt(prompt) for prompt in seen]
-    samples = collector.generator.generate(starts, settings.samples, collector.settings.sampling, SEED)
-    answers = [seen[s.prompt_index].answer(collector.template.decode(s.response_ids)) for s in samples]
-    scores = collector.score(answers)
+    scores = limits.processes.on_first(lambda: _scored(collector, seen, settings.samples))
     costs = {one.name: one.measure(scores[one.settings.score]) for one in limits.patterns}
     for constraint in limits.patterns:
         if warning := permits_more(constraint.settings, float(costs[constraint.name].mean())):
@@ -76,6 +73,14 @@ def look_ahead(
     for reach in found.values():
         stages.say(f"limit {reach.words}")
     return {name: reach.to_dict() for name, reach in found.items()}
+
+
+def _scored(collector: Collector, prompts: Sequence[Conversation], count: int) -> dict[str, Tensor]:
+    """By name the scores of `count` answers to each of the prompts."""
+    starts = [collector.template.prompt(prompt) for prompt in prompts]
+    samples = collector.generator.generate(starts, count, collector.settings.sampling, SEED)
+    answers = [prompts[s.prompt_index].answer(collector.template.decode(s.response_ids)) for s in samples]
+    return collector.score(answers)
 
 
 def _transformed(scores: Tensor, settings: ScoreSettings | None) -> Tensor:

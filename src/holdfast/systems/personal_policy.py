@@ -170,7 +170,7 @@ def _examine(settings: PersonalPolicySettings, bench: PolicyBench, reference: An
         seed=bench.seed,
         micro_tokens=settings.rollout.micro_tokens,
     )
-    return examine(exam, _generator(bench), bench.policy, reference)
+    return stages.on_main(bench.run, lambda: examine(exam, _generator(bench), bench.policy, reference))
 
 
 def _by_group(bench: PolicyBench, outcome: Outcome, name: str) -> dict[str, Estimate]:

@@ -168,7 +168,7 @@ def imitate(
 
 def on_main(run: RunFolder, work: Callable[[], Result]) -> Result:
     """The result of `work`, done once, by the first process, while the others wait for it."""
-    return run.processes.gather([work() if run.processes.is_main else None])[0]  # type: ignore[return-value]
+    return run.processes.on_first(work)
 
 
 def pocket_world(settings: world.WorldSettings, seed: int, run: RunFolder, *, rated: bool) -> Path:

@@ -15,7 +15,8 @@ from torch import Tensor
 from holdfast.config import Settings
 from holdfast.data.collate import micro_batches, pad
 from holdfast.data.schema import Conversation
-from holdfast.engine.step import OptimiserSettings
+from holdfast.engine.distributed import Processes
+from holdfast.engine.step import OptimiserSettings, means
 from holdfast.errors import UserError
 from holdfast.losses.advantage import token_rewards
 from holdfast.losses.logprob import kl_k2
@@ -155,18 +156,19 @@ class ActorCritic(PolicyMethod):
         parts = self.limits.parts(experience)
         for name, stream in self._streams(experience, parts).items():
             shaped, clamped = token_rewards(experience.kl, stream.score, mask, stream.kl[:, None], s.token_clamp)
-            numbers[f"clamped/{name}"] = float(clamped.mean)
+            numbers |= means([{f"clamped/{name}": clamped}], self.limits.processes)
             if stream.critic is None:
                 advantages[name] = without_critic(shaped, mask, experience.per_prompt, self.limits.processes)
                 continue
             said = self._at_the_end(name, predicted[name], experience)
             advantages[name], returns[name] = with_critic(shaped, said, mask, s.advantage, lam_value)
-            numbers |= _quality(name, returns[name], said.values, mask)
+            numbers |= _quality(name, returns[name], said.values, mask, self.limits.processes)
         mixed = places.flat(self._mixed(experience, advantages, parts))
         kept = self._kept(experience)
         counted = mixed if kept is None else places.chosen(mixed, kept)
-        if len(counted):
-            numbers |= {"advantage_sd": float(counted.std(correction=0)), "advantage_max": float(counted.abs().max())}
+        everyone = torch.cat(self.limits.processes.gather([counted]))
+        if len(everyone):
+            numbers |= {"advantage_sd": float(everyone.std(correction=0)), "advantage_max": float(everyone.abs().max())}
         if s.advantage.normalise == "batch":
             mixed = normalised(mixed, s.advantage, self.limits.processes, counted)
         numbers |= self.scores.numbers() | {f"seconds/{phase}": spent for phase, spent in watch.seconds.items()}
@@ -359,17 +361,20 @@ def _token_values(critic: Critic, tokens: Any) -> Tensor:
     return critic.token_values(tokens.input_ids, tokens.attention_mask, tokens.position_ids, **tokens.extra)
 
 
-def _quality(name: str, returns: Tensor, values: Tensor, mask: Tensor) -> dict[str, float]:
-    """How well a critic predicted: over all tokens, over the last tenth of each answer, and its mean loss.
+def _quality(name: str, returns: Tensor, values: Tensor, mask: Tensor, processes: Processes) -> dict[str, float]:
+    """How well a critic predicted, on all processes: everywhere, over the last tenth of each answer, and its mean loss.
 
     The last tokens must be predictable; a critic that fails there reads the wrong column.
     """
     lengths, places = mask.sum(-1, keepdim=True), torch.arange(mask.shape[1])
     last = mask & (places >= (0.9 * lengths).floor())
+    found = processes.gather([(returns[mask], values[mask], last[mask])])
+    earned, said, ends = (torch.cat(columns) for columns in zip(*found))
+    everywhere = torch.ones_like(ends)
     return {
-        f"explained_variance/{name}": explained_variance(returns, values, mask),
-        f"explained_variance_end/{name}": explained_variance(returns, values, last),
-        f"value_error/{name}": float(0.5 * masked_mean((returns - values).square(), mask)),
-        f"value_mean/{name}": float(masked_mean(values, mask)),
-        f"return_mean/{name}": float(masked_mean(returns, mask)),
+        f"explained_variance/{name}": explained_variance(earned, said, everywhere),
+        f"explained_variance_end/{name}": explained_variance(earned, said, ends),
+        f"value_error/{name}": float(0.5 * masked_mean((earned - said).square(), everywhere)),
+        f"value_mean/{name}": float(masked_mean(said, everywhere)),
+        f"return_mean/{name}": float(masked_mean(earned, everywhere)),
     }

@@ -7,6 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from holdfast.config import Settings
+from holdfast.engine.distributed import Processes
+from holdfast.engine.step import means
 from holdfast.losses.correction import Filter, correct
 from holdfast.rollout.experience import Experience
 
@@ -36,11 +38,14 @@ class Weighed(NamedTuple):
     numbers: dict[str, float]
 
 
-def weigh(settings: CorrectionSettings, experience: Experience) -> Weighed:
-    """What each token of the experience weighs; all weigh one where the policy itself was the sampler."""
+def weigh(settings: CorrectionSettings, experience: Experience, processes: Processes | None = None) -> Weighed:
+    """What each token of the experience weighs; all weigh one where the policy itself was the sampler.
+
+    The numbers are of all `processes`, which call this together.
+    """
     mask, sampler = experience.response_mask, experience.sampler_logprobs
     if sampler is None:
         return Weighed(mask.float(), torch.ones(experience.size, dtype=torch.bool), {})
     s = settings
     found = correct(experience.old_logprobs, sampler, mask, cap=s.cap, drop=s.drop, low=s.low, high=s.high)
-    return Weighed(found.weights, found.kept, {name: float(one.mean) for name, one in found.numbers.items()})
+    return Weighed(found.weights, found.kept, means([found.numbers], processes or Processes()))

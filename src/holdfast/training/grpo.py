@@ -18,7 +18,7 @@ from torch import Tensor
 from holdfast.config import Settings
 from holdfast.data.schema import Conversation
 from holdfast.engine.seeds import generator
-from holdfast.engine.step import OptimiserSettings
+from holdfast.engine.step import OptimiserSettings, column_means
 from holdfast.errors import UserError
 from holdfast.losses import aggregate, ratio, scalarise
 from holdfast.losses.advantage import overlong
@@ -175,7 +175,8 @@ class Grpo(PolicyMethod):
         rewards, extra = self.scalariser.rewards(experience), self._extra(experience)
         costs = self.limits.costs(experience)
         live = self._live(experience, costs)
-        weighed = weigh(s.correction, experience)
+        processes = self.limits.processes
+        weighed = weigh(s.correction, experience, processes)
         if s.overlong == "mask":
             weighed = weighed._replace(keep=weighed.keep & ~experience.truncated)
         weights = self._common_descent(experience, rewards, weighed) if s.scalarise.mode == "mgda" else None
@@ -185,7 +186,7 @@ class Grpo(PolicyMethod):
         kept = (found.keep if s.dead == "drop" else found.keep | found.dead) & weighed.keep
         silent = (mixed.view(-1, k) == 0).all(-1).repeat_interleave(k)
         paid = experience.score(OBJECTIVE) + extra
-        numbers |= {"objective_paid": float(paid.nanmean())} if not paid.isnan().all() else {}
+        numbers |= column_means({"objective_paid": paid}, processes)
         numbers |= found.numbers | weighed.numbers | self._prices(experience, costs)
         return GroupLearnable(experience, mixed, weighed.weights, kept, silent, numbers)
 
@@ -277,15 +278,18 @@ class Grpo(PolicyMethod):
         """
         if self.settings.scalarise.mode in UNSCALED:
             return {}
-        k, prices = experience.per_prompt, {}
-        spreads = experience.score(OBJECTIVE).view(-1, k).std(-1)
-        spread = float(spreads.clamp(min=self.scalariser.floor).nanmean())
+        k, spreads = experience.per_prompt, experience.score(OBJECTIVE).view(-1, experience.per_prompt).std(-1)
+        columns = {OBJECTIVE: spreads.clamp(min=self.scalariser.floor)}
         for name, cost in costs.items():
-            own = float(cost.view(-1, k).std(-1).clamp(min=self.settings.cost_floor).mean())
-            # Where no group was scored whole, the spread is not a number.
-            if own > 0 and spread >= 0:
-                prices[f"price/{name}"] = float(self.limits.multiplier(experience, name).mean()) * spread / own
-        return prices
+            columns[f"cost/{name}"] = cost.view(-1, k).std(-1).clamp(min=self.settings.cost_floor)
+            columns[f"multiplier/{name}"] = self.limits.multiplier(experience, name)
+        found = column_means(columns, self.limits.processes)
+        # Where no group was scored whole, there is no spread.
+        return {
+            f"price/{name}": found[f"multiplier/{name}"] * found[OBJECTIVE] / found[f"cost/{name}"]
+            for name in costs
+            if OBJECTIVE in found and found[f"cost/{name}"] > 0
+        }
 
     def _common_descent(self, experience: Experience, rewards: Tensor, weighed: Weighed) -> Tensor:
         """(K,) weights of the objectives under which a step worsens none of them, to first order; 0 where typed so.

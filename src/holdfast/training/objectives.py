@@ -4,7 +4,6 @@ The formulas stand in `losses/scalarise.py`. Here are their settings, the scores
 that say what the policy was really paid for.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from holdfast.config import Settings
 from holdfast.engine.distributed import Processes
+from holdfast.engine.step import column_means
 from holdfast.errors import RunError, UserError
 from holdfast.losses import scalarise
 from holdfast.rollout.experience import Experience
@@ -239,12 +239,12 @@ class Scalariser:
         values = scalarise.combined(paid, coefficients).where(keep, 0.0)
         values = values if s.clip is None else values.clamp(-s.clip, s.clip)
         heard = scalarise.effective_weights(paid, coefficients)[alive, : len(self.names)]
-        numbers = self._by_name(raw, groups, heard, still) | {
-            "dead": _mean(~alive),
-            "conflicts": _mean(apart[scored]),
-            "advantage_abs": _mean(values[keep].abs()),
+        columns = self._by_name(raw, groups, heard, still) | {
+            "dead": ~alive,
+            "conflicts": apart[scored],
+            "advantage_abs": values[keep].abs(),
         }
-        told = {name: value for name, value in numbers.items() if not math.isnan(value)}
+        told = column_means(columns, self.processes)
         return Advantages(values.flatten().to(rewards), keep.flatten(), dead.flatten(), told)
 
     def _refuse_negative(self, raw: Tensor) -> None:
@@ -295,19 +295,19 @@ class Scalariser:
         floor = float((weights * floors).sum()) if s.mode == "batch" else 0.0
         return scalarise.rescaled(found, torch.tensor(among, dtype=torch.float64), floor, s.eps)
 
-    def _by_name(self, raw: Tensor, groups: scalarise.GroupMoments, heard: Tensor, still: Tensor) -> dict[str, float]:
-        """The numbers of each objective, not-a-number where there is nothing to average."""
-        numbers: dict[str, float] = {}
+    def _by_name(self, raw: Tensor, groups: scalarise.GroupMoments, heard: Tensor, still: Tensor) -> dict[str, Tensor]:
+        """The columns whose means are the numbers of each objective."""
+        columns: dict[str, Tensor] = {}
         for k, name in enumerate(self.names):
             scores, compared = raw[..., k], groups.count[:, 0, k] > 1
-            numbers |= {
-                f"objective/{name}": float(self._signs[k] * scores.nanmean()),
-                f"objective_sd/{name}": _mean(groups.sd[compared, 0, k]),
-                f"effective_weight/{name}": _mean(heard[:, k]),
-                f"dead/{name}": _mean(still[:, k]),
-                f"unscored/{name}": _mean(scores.isnan()),
+            columns |= {
+                f"objective/{name}": self._signs[k] * scores,
+                f"objective_sd/{name}": groups.sd[compared, 0, k],
+                f"effective_weight/{name}": heard[:, k],
+                f"dead/{name}": still[:, k],
+                f"unscored/{name}": scores.isnan(),
             }
-        return numbers
+        return columns
 
     def state_dict(self) -> dict[str, Any]:
         return {"weights": dict(zip(self.names, self.weights.tolist()))}
@@ -324,10 +324,6 @@ class Scalariser:
 
 def _row(values: Iterable[float]) -> Tensor:
     return torch.tensor(list(values), dtype=torch.float64)
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.double().mean())
 
 
 def _grouped(rewards: Tensor, per_prompt: int) -> Tensor:

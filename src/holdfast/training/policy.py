@@ -15,7 +15,7 @@ from holdfast.engine.distributed import Processes
 from holdfast.errors import UserError
 from holdfast.losses.advantage import mix
 from holdfast.models.policy import response_logprobs
-from holdfast.rollout.experience import Collector, Experience
+from holdfast.rollout.experience import Collector, Experience, of_all
 from holdfast.training.health import measure
 from holdfast.training.kl import KlController
 from holdfast.training.lagrangian import Constraint, Part, refuse_contradictions
@@ -252,11 +252,13 @@ class PolicyMethod:
 
     def numbers(self, experience: Learned) -> dict[str, float]:
         """The numbers of an iteration, alike on all processes, those to watch first."""
-        told = experience.numbers | describe(experience.experience, self.reward, self.probe)
+        processes = self.limits.processes
+        told = average(experience.numbers, processes)
+        told |= describe(of_all(experience.experience, processes), self.reward, self.probe)
         multipliers = (f"multiplier/{name}" for name in self.limits.multipliers)
         first = (*experience.experience.scores, *multipliers, "kl", "length")
         ordered = {name: told[name] for name in first if name in told} | told
-        return average(ordered, self.limits.processes) | {"kl_coef": self.kl.coef}
+        return ordered | {"kl_coef": self.kl.coef}
 
     def after(self, experience: Learned) -> dict[str, float]:
         """The numbers of an iteration; the weight of the KL moves once."""
@@ -267,7 +269,7 @@ class PolicyMethod:
 
     def samples(self, experience: Learned) -> list[dict[str, Any]]:
         """A few answers for people to read."""
-        return readable(experience.experience)
+        return readable(of_all(experience.experience, self.limits.processes))
 
     def state_dict(self) -> dict[str, Any]:
         """Multipliers, windows, the weight of the KL."""
@@ -310,11 +312,11 @@ def describe(experience: Experience, reward: str, probe: Probe | None) -> dict[s
 
 
 def average(numbers: Mapping[str, float], processes: Processes) -> dict[str, float]:
-    """Each number's mean over the processes that know it, so that all of them decide alike."""
+    """Each number's mean over the processes that know it, in the order given, so that all of them decide alike."""
     if processes.size == 1:
         return dict(numbers)
     totals, known = processes.add_up([numbers]), processes.add_up([dict.fromkeys(numbers, 1.0)])
-    return {name: totals[name] / known[name] for name in totals}
+    return {name: totals[name] / known[name] for name in dict.fromkeys([*numbers, *totals])}
 
 
 def readable(experience: Experience, most: int = 3) -> list[dict[str, Any]]:
