@@ -3,13 +3,12 @@
 import json
 import math
 import random
-import threading
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from played import Meeting, Played
+from played import players, together
 from safetensors.torch import load_file
 from torch import nn
 
@@ -282,37 +281,17 @@ def test_a_best_that_is_gone_cannot_be_replaced(tmp_path):
         go(tmp_path, Climb(), judge=lambda step: pytest.fail("judged again"))
 
 
-class Together(Played):
-    """A process that waits for the others too."""
-
-    def barrier(self):
-        self.gather([0])
-
-
 def test_all_processes_take_the_first_ones_word(tmp_path):
-    meeting, found, asked = Meeting(2), [None, None], []
-    tasks = [Climb(noise=0.0) for _ in range(2)]
+    asked, tasks = [], [Climb(noise=0.0) for _ in range(2)]
 
     def judge(rank):
         asked.append(rank)
         return -abs(tasks[rank].at - 0.55) if rank == 0 else tasks[rank].at
 
-    def play(rank):
-        try:
-            run = RunFolder(tmp_path, processes=Together(rank, meeting))
-            found[rank] = go(tmp_path, tasks[rank], lambda step: judge(rank), run=run)
-        except Exception as error:  # noqa: BLE001  # handed to the test
-            meeting.barrier.abort()
-            found[rank] = error
+    def work(one):
+        return go(tmp_path, tasks[one.rank], lambda step: judge(one.rank), run=RunFolder(tmp_path, processes=one))
 
-    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for one in found:
-        if isinstance(one, Exception):
-            raise one
+    found = together(players(2), work)
     assert found[0] == found[1]
     assert set(asked) == {0}
     assert tasks[0].at == tasks[1].at

@@ -131,7 +131,7 @@ class Task:
         return {"prompts": len(experience)}
 
     def samples(self, experience):
-        return [{"prompt": index} for index in experience]
+        return [{"prompt": index} for index in Processes().gather(experience)]
 
     def state_dict(self):
         return {}

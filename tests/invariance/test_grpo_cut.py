@@ -5,14 +5,13 @@ Several processes are played by threads that meet wherever the real ones would.
 
 import copy
 import json
-import threading
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from played import Meeting, Played
+from played import players, together
 
 from holdfast.config import Settings
 from holdfast.data.schema import Conversation
@@ -125,28 +124,12 @@ def alone(prompts=PROMPTS, **settings):
     return learn(build(processes, **settings), processes, prompts)
 
 
-def together(size, **settings):
-    """What each of several processes found; an error in one is raised here."""
-    meeting, found = Meeting(size), [None] * size
+def on_several(size, **settings):
+    """What each of several processes found."""
+    several = players(size)
     # Networks are drawn from a random state that threads share, so before they begin.
-    methods = [build(Played(rank, meeting), **settings) for rank in range(size)]
-
-    def play(rank):
-        try:
-            found[rank] = learn(methods[rank], methods[rank].limits.processes)
-        except Exception as error:  # noqa: BLE001  # handed to the test
-            meeting.barrier.abort()
-            found[rank] = error
-
-    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for one in sorted(found, key=lambda one: isinstance(one, threading.BrokenBarrierError)):
-        if isinstance(one, Exception):
-            raise one
-    return found
+    methods = [build(one, **settings) for one in several]
+    return together(several, lambda one: learn(methods[one.rank], one))
 
 
 def assert_close(found, expected):
@@ -192,7 +175,7 @@ def test_gradients_do_not_depend_on_micro_batches(case):
 @pytest.mark.parametrize("case", CASES)
 def test_several_processes_have_the_gradient_of_one(case, size):
     one, numbers, learnable = alone(**CASES[case])
-    found = together(size, **CASES[case])
+    found = on_several(size, **CASES[case])
     for gradients, told, _ in found:
         assert_close(gradients, one)
         assert all(torch.equal(gradients[name], found[0][0][name]) for name in one)
@@ -225,7 +208,7 @@ def test_a_process_whose_groups_are_all_dead_keeps_step(dead):
         return {name: column.nan_to_num().masked_fill(late, 0.5) for name, column in scores(conversations).items()}
 
     settings = {"score": score, "limits": (), "dead": dead, "steps": 2}
-    (first, _, mine), (second, _, theirs) = together(2, **settings)
+    (first, _, mine), (second, _, theirs) = on_several(2, **settings)
     assert first
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert theirs.silent.all()

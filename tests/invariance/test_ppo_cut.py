@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from played import Meeting, Played
+from played import players, together
 
 from holdfast.data.schema import Conversation
 from holdfast.data.template import Template
@@ -114,28 +114,12 @@ def alone(**settings):
     return learn(build(processes, **settings), processes)
 
 
-def together(**settings):
-    """What each of two processes found; an error in either is raised here."""
-    meeting, found = Meeting(2), [None, None]
+def on_two(**settings):
+    """What each of two processes found."""
+    both = players(2)
     # Networks are drawn from a random state that threads share, so before they begin.
-    methods = [build(Played(rank, meeting), **settings) for rank in range(2)]
-
-    def play(rank):
-        try:
-            found[rank] = learn(methods[rank], methods[rank].limits.processes)
-        except Exception as error:  # noqa: BLE001  # handed to the test
-            meeting.barrier.abort()
-            found[rank] = error
-
-    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for one in sorted(found, key=lambda one: isinstance(one, threading.BrokenBarrierError)):
-        if isinstance(one, Exception):
-            raise one
-    return found
+    methods = [build(one, **settings) for one in both]
+    return together(both, lambda one: learn(methods[one.rank], one))
 
 
 def assert_close(found, expected):
@@ -176,7 +160,7 @@ def test_gradients_do_not_depend_on_micro_batches(case):
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_have_the_gradients_of_one(case):
     one, numbers, learnable = alone(**CASES[case])
-    (first, told, mine), (second, heard, theirs) = together(**CASES[case])
+    (first, told, mine), (second, heard, theirs) = on_two(**CASES[case])
     assert mine.experience.size + theirs.experience.size == learnable.experience.size
     assert_close(first, one)
     assert all(torch.equal(first[part][name], second[part][name]) for part in first for name in first[part])
@@ -189,7 +173,7 @@ def test_two_processes_have_the_gradients_of_one(case):
 
 def test_imitation_over_two_processes_takes_as_many_rows_as_one_does():
     one, numbers, _ = alone(ptx=2.0)
-    (first, told, _), _ = together(ptx=2.0)
+    (first, told, _), _ = on_two(ptx=2.0)
     assert told["policy/ptx"] == pytest.approx(numbers["policy/ptx"], abs=1e-5)
     assert_close(first, one)
 
@@ -199,14 +183,14 @@ def test_imitation_over_two_processes_takes_as_many_rows_as_one_does():
 def test_a_process_that_brings_fewer_answers_keeps_step(normalise, cut_on, kept, steps):
     """The first process has the prompts 0 to 2: where few of its answers are kept, it must still meet the other."""
     settings = {"advantage": {"normalise": normalise}, "steps_per_experience": steps, "truncation": "drop"}
-    (first, _, mine), (second, _, theirs) = together(cut_on=cut_on, **settings)
+    (first, _, mine), (second, _, theirs) = on_two(cut_on=cut_on, **settings)
     assert (len(mine.kept), len(theirs.kept)) == (kept, 6)
     assert all(torch.equal(first[part][name], second[part][name]) for part in first for name in first[part])
 
 
 def test_the_fake_can_fail():
     """A process that stays away is noticed, and not waited for."""
-    meeting = Meeting(2)
-    meeting.barrier.abort()
+    one, _ = players(2)
+    one.meeting.barrier.abort()
     with pytest.raises(threading.BrokenBarrierError):
-        Played(0, meeting).gather([1])
+        one.gather([1])

@@ -33,6 +33,9 @@ class Played(Processes):
     def sum(self, tensor):
         return torch.stack([one.clone() for one in self.meeting.exchange(self.rank, tensor.detach())]).sum(0)
 
+    def barrier(self):
+        self.gather([0])
+
     def spread(self, parameters):
         self.gather([len(list(parameters))])
 
@@ -43,17 +46,38 @@ class Played(Processes):
                 p.grad = self.sum(torch.zeros_like(p) if p.grad is None else p.grad)
 
 
+def players(size):
+    """`size` processes that meet each other."""
+    meeting = Meeting(size)
+    return [Played(rank, meeting) for rank in range(size)]
+
+
 def play(size, work):
     """What `work` gives each of `size` processes, which it takes as its argument; an error stands for itself."""
-    meeting, found = Meeting(size), [None] * size
+    return _at_once(players(size), work, lambda processes: None)
+
+
+def together(processes, work):
+    """What `work` gives each of the processes that meet; an error in any of them is raised here."""
+    found = _at_once(processes, work, lambda one: one.meeting.barrier.abort())
+    # Those that waited for one that broke off only say so.
+    for one in sorted(found, key=lambda one: isinstance(one, threading.BrokenBarrierError)):
+        if isinstance(one, Exception):
+            raise one
+    return found
+
+
+def _at_once(processes, work, broken):
+    found = [None] * len(processes)
 
     def one(rank):
         try:
-            found[rank] = work(Played(rank, meeting))
+            found[rank] = work(processes[rank])
         except Exception as error:  # noqa: BLE001  # handed to the test
+            broken(processes[rank])
             found[rank] = error
 
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(size)]
+    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(len(processes))]
     for thread in threads:
         thread.start()
     for thread in threads:
