@@ -19,6 +19,9 @@ TARGETS = {(512, 128): 3.0, (192, 64): 2.0}
 LEAST = 1.3
 """By how much a step shall be faster: at some lengths of prompt and answer, and at all others."""
 
+DEFAULT_PASS = 16384
+"""Padded tokens in one pass of ours, as in `rollout.micro_tokens`."""
+
 
 def arguments() -> argparse.Namespace:
     """Return the settings given on the command line."""
@@ -35,7 +38,7 @@ def arguments() -> argparse.Namespace:
         ("prompts", 0, "prompts of a step; 0: 8, half for rows of 400 tokens or more, half for models of 40M or more"),
         ("steps", 0, "timed steps of a process, after one that is not; 0: 1 to 4, the shorter the answers the more"),
         ("threads", 2, "threads of torch"),
-        ("micro-tokens", 16384, "padded tokens in one pass of ours"),
+        ("micro-tokens", DEFAULT_PASS, "padded tokens in one pass of ours"),
     )
     add_options(parser, own, "answers")
     parser.add_argument(
@@ -52,7 +55,8 @@ def cases(given: argparse.Namespace) -> dict[str, Case]:
             prompt, response = (int(part) for part in setting.split(":"))
             fewer = (8 if prompt + response < 400 else 4) // (2 if SIZES[size].hidden >= SIZES["40M"].hidden else 1)
             for answers in given.answers:
-                found[f"{size} {setting} {answers}"] = Case(
+                small = "" if given.micro_tokens == DEFAULT_PASS else f", passes of {given.micro_tokens}"
+                found[f"{size} {setting} {answers}{small}"] = Case(
                     size=size,
                     prompt=prompt,
                     response=response,

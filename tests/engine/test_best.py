@@ -16,7 +16,7 @@ from holdfast.engine.best import Contest
 from holdfast.engine.log import RunFolder
 from holdfast.engine.step import OptimiserSettings
 from holdfast.engine.supervised import FitSettings, fit
-from holdfast.errors import RunError
+from holdfast.errors import RunError, UserError
 from holdfast.losses.reduce import Sum
 
 TOTAL = 12
@@ -296,3 +296,17 @@ def test_all_processes_take_the_first_ones_word(tmp_path):
     assert set(asked) == {0}
     assert tasks[0].at == tasks[1].at
     assert 2 < found[0].best.step < TOTAL
+
+
+def test_a_judge_that_fails_ends_all_processes_alike(tmp_path):
+    """Nobody waits for a value that will not come."""
+
+    def fail(step):
+        raise UserError("the endpoint is gone")
+
+    def work(one):
+        with pytest.raises(UserError, match="the endpoint is gone"):
+            go(tmp_path, Climb(), fail, run=RunFolder(tmp_path, processes=one))
+        return one.rank
+
+    assert together(players(2), work) == [0, 1]

@@ -23,7 +23,7 @@ MUTANTS = [
         ("1 - error / spread", "error / spread"),
         ("if error >= spread:", "if error > spread:"),
         ('("clip_high", "above"),', '("clip_high", "below"),'),
-        ('else _within(summary) - summary["offline"]["rows"]', "else 0.0"),
+        ('return _within(summary) - summary["offline"]["rows"] if', "return 0.0 if"),
         ('limits[0]["answers"] if limits else _within(summary)', "_within(summary)"),
         ('len(summary.get("offline_limits", ())) == 1 == len(_dropping(summary))', "_dropping(summary)"),
         ("_given(summary) - _within(summary)", "_given(summary)"),

@@ -96,13 +96,14 @@ class Best:
 
     def _value(self, step: int) -> float:
         """What the first process finds, for which the others wait; the random states are then as they were."""
-        processes = self.loop.run.processes
-        value = math.nan
-        if processes.is_main:
+
+        def judged() -> float:
             before = random_state()
             value = float(self.contest.judge(step))
             restore(before)
-        return processes.gather([value])[0]
+            return value
+
+        return self.loop.run.processes.on_first(judged)
 
     def _write(self, step: int) -> None:
         if self.loop.run.processes.is_main:

@@ -126,7 +126,7 @@ def _left_out(summary: Mapping[str, Any]) -> str:
 
 def _watching(summary: Mapping[str, Any]) -> float:
     """How many answers were held out; 0 where nothing says so."""
-    return summary.get("watching", 0) if "offline" not in summary else _within(summary) - summary["offline"]["rows"]
+    return _within(summary) - summary["offline"]["rows"] if "offline" in summary else summary.get("watching", 0)
 
 
 def counts(summary: Mapping[str, Any]) -> list[tuple[str, float]]:

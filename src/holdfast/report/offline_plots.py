@@ -96,7 +96,7 @@ def best(steps: Array, values: Array, chosen: float, alt: str) -> Markup:
             ha="right" if late else "left",
             va="bottom",
         )
-        axes.set_title("mean reward", loc="right" if not late else "left", fontsize=9, color=MUTED)
+        axes.set_title("mean reward", loc="left" if late else "right", fontsize=9, color=MUTED)
         axes.set_xlabel("step", loc="right")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
         axes.margins(x=0.03, y=0.12)
